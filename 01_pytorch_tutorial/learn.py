@@ -93,7 +93,7 @@ def draw(losses, y, prediction):
     loss_axes.set(xlabel="epoch", ylabel="mean squared error", yscale="log", title="Loss")
     limits = [y.min().item(), y.max().item()]
     fit_axes.plot(limits, limits, color="#D55E00", linestyle="--", label="prediction = true value")
-    fit_axes.scatter(y, prediction, s=8, color="#0072B2", alpha=0.5, label="samples")
+    fit_axes.scatter(y.numpy(), prediction.numpy(), s=8, color="#0072B2", alpha=0.5, label="samples")
     fit_axes.set(xlabel="true value", ylabel="predicted value", title="Prediction after training")
     for axes in (loss_axes, fit_axes):
         axes.grid(alpha=0.3)

@@ -106,7 +106,8 @@ def boundary_line(model):
 def cat_probability_grid(model, features, device):
     """features (N, 2) を囲む格子の座標と、そこでの P(cat) を、3 つの (GRID_SIZE, GRID_SIZE) の配列で返す。"""
     model.eval()
-    low, high = features.min(dim=0).values - 0.5, features.max(dim=0).values + 0.5
+    low = (features.min(dim=0).values - 0.5).tolist()
+    high = (features.max(dim=0).values + 0.5).tolist()
     muzzle, whiskers = np.meshgrid(
         np.linspace(low[0], high[0], GRID_SIZE, dtype=np.float32),
         np.linspace(low[1], high[1], GRID_SIZE, dtype=np.float32),
@@ -123,10 +124,10 @@ def draw(muzzle, whiskers, probabilities, features, labels, predictions):
     fig.colorbar(contour, label="P(cat)")
     axes.contour(muzzle, whiskers, probabilities, levels=[0.5], colors="black")
     for index, (marker, color) in enumerate([("o", "#B35806"), ("^", "#542788")]):
-        points = features[labels == index]
+        points = features[labels == index].numpy()
         axes.scatter(points[:, 0], points[:, 1], s=18, marker=marker, color=color,
                      edgecolors="white", linewidths=0.4, label=CLASSES[index])
-    wrong = features[predictions != labels]
+    wrong = features[predictions != labels].numpy()
     axes.scatter(wrong[:, 0], wrong[:, 1], s=110, facecolors="none", edgecolors="black", label="misclassified")
     axes.plot([], [], color="black", label="P(cat) = 0.5")
     axes.set(xlabel="muzzle length (cm)", ylabel="whisker length (cm)", title="Decision boundary: dog or cat")

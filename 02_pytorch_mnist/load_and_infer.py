@@ -174,7 +174,7 @@ def draw_predictions(images, labels, predictions, probabilities, start_index):
             continue
         correct = predictions[i] == labels[i]
         color, mark = ("#0072B2", "\N{CHECK MARK}") if correct else ("#D55E00", "\N{BALLOT X}")
-        axes.imshow(images[i, 0], cmap="gray_r", vmin=0, vmax=1)
+        axes.imshow(images[i, 0].numpy(), cmap="gray_r", vmin=0, vmax=1)
         axes.set_title(
             f"#{start_index + i}  true {labels[i]}\n{mark} {predictions[i]} ({probabilities[i]:.0%})",
             fontsize=9, color=color, fontweight="normal" if correct else "bold",

@@ -71,7 +71,7 @@ def draw(images, labels):
     """画像 (B, 1, 28, 28) を横に並べ、ラベルを題にした Figure を返す。"""
     fig, grid = plt.subplots(1, len(images), figsize=(2.5 * len(images), 2.9), dpi=120, layout="constrained")
     for axes, image, label in zip(grid, images, labels):
-        axes.imshow(image[0], cmap="gray_r", vmin=0, vmax=1)  # 0 を白、1 を黒で描く
+        axes.imshow(image[0].numpy(), cmap="gray_r", vmin=0, vmax=1)  # 0 を白、1 を黒で描く
         axes.set(title=f"label {label}", xticks=[0, 27], yticks=[0, 27])
     return fig
 

@@ -79,11 +79,11 @@ def make_mosaic(images):
 
 def draw(mosaic, labels):
     """並べた画像に、番号の目盛りと 1 枚ごとのラベルを添えた Figure を返す。"""
-    fig, axes = plt.subplots(figsize=(8, 8), dpi=120, layout="constrained")
-    axes.imshow(mosaic, cmap="gray_r", vmin=0, vmax=1)
+    fig, axes = plt.subplots(figsize=(7, 7), dpi=100, layout="constrained")
+    axes.imshow(mosaic.numpy(), cmap="gray_r", vmin=0, vmax=1)
     for i, label in enumerate(labels.tolist()):
         row, column = divmod(i, 10)
-        axes.text(column * CELL + 1, row * CELL + 1, label, color="#D55E00", fontsize=10, verticalalignment="top")
+        axes.text(column * CELL + 1, row * CELL + 1, label, color="#D55E00", fontsize=9, verticalalignment="top")
     borders = [i * CELL - 0.5 for i in range(1, 10)]
     axes.hlines(borders, -0.5, 10 * CELL - 0.5, color="0.8", linewidth=0.8)
     axes.vlines(borders, -0.5, 10 * CELL - 0.5, color="0.8", linewidth=0.8)
