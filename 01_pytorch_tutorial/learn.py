@@ -5,9 +5,9 @@ nn.Linear の値が、データを作ったときの値へ近づいていく。
 
 実行: python learn.py
 結果（約 3 秒）:
-    epoch 100  loss 0.0101
-           true  learned  least squares
-    w[0]  2.000    2.005          2.005
+    epoch 100  loss 0.0091
+             true  learned  least squares
+    w[0]   2.0000   2.0074         2.0074
 試してみよう:
     - NOISE_STD を 1.0 にすると、損失はどこで下げ止まるか。
     - LEARNING_RATE を 0.01 や 1.1 にすると、損失の曲線はどうなるか。

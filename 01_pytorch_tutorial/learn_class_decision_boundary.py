@@ -5,7 +5,7 @@
 
 実行: python learn_class_decision_boundary.py
 結果（約 4 秒）:
-    boundary: whiskers = 1.13 * muzzle - 1.02
+    boundary: whiskers = 1.17 * muzzle -0.82
 試してみよう:
     - CAT_STD を大きくすると、誤って分類される点はどこに現れるか。
     - EPOCHS を 20 にすると、境界の両側の色の変わり方はどうなるか。

@@ -5,8 +5,8 @@
 
 実行: python minllm.py
 結果（約 2 秒）:
-    logits          (2, 32, 1000)
-    first loss 6.9303, ln(1000) = 6.9078
+    lm_head         (2, 32, 1000)
+    first loss 6.9258, ln(1000) = 6.9078
     change the last token: the logits before it differ by 0.0
 試してみよう:
     - n_layer を 4 にすると、パラメータはいくつ増えるか。

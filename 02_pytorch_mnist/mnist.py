@@ -4,9 +4,9 @@
 重みをファイルに残す。モデルは全結合の MLP と、畳み込みの CNN から選ぶ。
 
 実行: python mnist.py （CNN は python mnist.py -m cnn）
-結果（2 コアの CPU で MLP は約 10 秒、CNN は約 1 分）:
+結果（2 コアの CPU で MLP は約 12 秒、CNN は約 65 秒）:
     model: mlp (79510 parameters)
-    epoch 6/6  train loss 0.0090  test loss 0.0598  test accuracy 98.24%
+    epoch 10/10  train loss 0.0193  test loss 0.0584  test accuracy 98.19%
 試してみよう:
     - --lr を 10 倍や 1/10 にすると、学習曲線はどう変わるか。
     - -m cnn -e 1 としても、CNN はどこまで届くか。

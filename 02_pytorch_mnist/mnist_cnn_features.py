@@ -5,8 +5,8 @@ forward hook を使い、フィルタがどの向きの縁に反応するかを�
 
 実行: python mnist_cnn_features.py
 結果（約 4 秒）:
-    features.0 Conv2d     (32, 28, 28)
-    features.5 MaxPool2d  (64, 7, 7)
+    features.0 Conv2d     (32, 28, 28)  -0.0307
+    features.5 MaxPool2d  (64, 7, 7)    0.1104
 試してみよう:
     - -s を変えて別の数字を入力し、強く反応するフィルタが変わるかを見る。
     - NUM_STRONGEST を 32 にして、縁と言えないフィルタがいくつあるかを数える。
@@ -172,7 +172,7 @@ def edge_gradient(filters):
     return torch.hypot(right, down), torch.rad2deg(torch.atan2(down, right)), edge_share
 
 
-def make_mosaic(maps, columns):
+def tile_maps(maps, columns):
     """(C, H, W) の C 枚を columns 列に並べた 1 枚の画像にする。間の 1 画素は NaN で、何も描かれない。"""
     cells = F.pad(maps, (0, 1, 0, 1), value=math.nan)  # (C, H + 1, W + 1)
     C, H, W = cells.shape
@@ -186,13 +186,13 @@ def draw(image, filters, outputs):
     grid[0, 0].imshow(image[0].numpy(), cmap="gray_r", vmin=0, vmax=1)
     grid[0, 0].set_title("input: 1 x 28 x 28")
     limit = filters.abs().max().item()
-    picture = grid[0, 1].imshow(make_mosaic(filters, 8).numpy(), cmap="PuOr", vmin=-limit, vmax=limit)
+    picture = grid[0, 1].imshow(tile_maps(filters, 8).numpy(), cmap="PuOr", vmin=-limit, vmax=limit)
     grid[0, 1].set_title("features.0 filters: 32 x 1 x 3 x 3")
     fig.colorbar(picture, ax=grid[0, 1], shrink=0.5, label="weight")
     stages = [name for name in outputs if "Conv2d" not in name]
     for axes, name in zip([grid[0, 2], *grid[1]], stages):
         maps = outputs[name]
-        axes.imshow(make_mosaic(maps, 8).numpy(), cmap="gray_r")
+        axes.imshow(tile_maps(maps, 8).numpy(), cmap="gray_r")
         axes.set_title(f"{name}: " + " x ".join(map(str, maps.shape)))
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[], facecolor="#BFDDF2")  # NaN の隙間から見える色

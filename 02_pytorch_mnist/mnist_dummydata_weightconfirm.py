@@ -4,8 +4,8 @@
 確かめる。モデルは mnist.py の MLP で、データは乱数なので読み込まない。
 
 実行: python mnist_dummydata_weightconfirm.py
-結果（約 3 秒）:
-    step 300  loss 0.0030
+結果（約 4 秒）:
+    memorized: 64 of 64 random labels
 試してみよう:
     - LEARNING_RATE を 1/10 にすると、重みの平均の動きと損失の下がり方はどうなるか。
     - BATCH_SIZE を 1000 に増やしても、丸暗記できるか。

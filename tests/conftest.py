@@ -86,7 +86,8 @@ class Reader:
             path = self.checkout / script
             before = tree(self.checkout)
             result = run_python(
-                "-W", "error::UserWarning", "-W", "error::EncodingWarning:__main__", path, *args,
+                "-W", "error::UserWarning", "-W", "ignore::EncodingWarning", "-W", "error::EncodingWarning:__main__",
+                path, *args,
                 cwd=path.parent if args else self.checkout.anchor, env=self.env, prefix=offline(),
             )
             assert result.returncode == 0, result.stderr

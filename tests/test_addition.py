@@ -93,6 +93,14 @@ def test_attention_maps_are_causal_and_sum_to_one(short_training):
         assert attention[:, :, row, :position + 1].gt(0).all()
 
 
+def test_the_ones_digit_looks_at_both_ones_digits(short_training):
+    # README が図から読み取っていること: 1 の位を書くとき、layer 0 のヘッドは 7 と 5 を手分けして見る
+    ones_row = short_training["attention"][0, :, 0]  # (n_head, T)
+    text = lesson("minllm_addition").decode(short_training["tokens"])
+    looked_at = {text[position] for position in ones_row.argmax(dim=1).tolist()}
+    assert text.startswith("47+85=") and {"7", "5"} <= looked_at
+
+
 def test_questions_are_answered(short_training):
     module, model = lesson("minllm_addition"), short_training["model"]
     assert len(short_training["answers"]) == 2
