@@ -1,9 +1,9 @@
 """訓練済みの重みを読み込み、テスト画像の数字を読ませて正解と比べる。
 
 前のレッスンとの違い: 訓練はしない。mnist.py が残した重みのファイルを同じ形のモデルに読み込み、
-model.eval() と勾配なしの順伝播で、まとめて予測する。
+model.eval() と勾配なしの順伝播で、まとめて予測する。-i を付けると、自分で書いた数字の写真を読む。
 
-実行: python load_and_infer.py （CNN は python load_and_infer.py -m cnn）
+実行: python load_and_infer.py （CNN は -m cnn、手書きの画像は -i ../images/digits/*.png を付ける）
 結果（約 4 秒）:
     model: mlp
     Correct: 20  Incorrect: 0  (accuracy 100.00%)
@@ -20,17 +20,24 @@ import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageOps
 from torch import nn
 from torchvision.datasets import MNIST
 
 HERE = Path(__file__).resolve().parent
 DATA_DIR = HERE / "data"
 OUTPUT = HERE.parent / "images" / "load_and_infer01.png"
+HANDWRITING_OUTPUT = HERE.parent / "images" / "load_and_infer_handwriting.png"
 
 NUM_TEST_IMAGES = 10_000
 MAX_DRAWN = 100  # これより多いと 1 枚 1 枚が小さすぎる
+MAX_FILES = 20  # -i で一度に読む画像の数
+MAX_PIXELS = 50_000_000  # これより大きな画像は、展開する前に断る
+WORK_SIZE = 140  # 手書きの画像は、長い辺をこの画素数まで縮めてから処理する
+MIN_CONTRAST = 0.1  # 紙との明るさの差がこれより小さければ、何も書かれていないとみなす
 EVAL_BATCH_SIZE = 500  # 評価は勾配を残さないので、まとめて流せる
 MAX_WEIGHTS_BYTES = 16 * 1024**2  # CNN の重み（1.7 MB）を float64 で保存しても十分に収まる
 
@@ -151,7 +158,7 @@ def load_mnist(train):
             f"エラー: MNIST のデータ {files} が欠けているか壊れている。"
             "git restore 02_pytorch_mnist/data をリポジトリの最上位で実行して元に戻す"
         )
-    return dataset.data.unsqueeze(1).float() / 255, dataset.targets
+    return dataset.data.unsqueeze(1) / 255, dataset.targets  # uint8 を割ると float32 になる
 
 
 @torch.no_grad()
@@ -161,6 +168,107 @@ def predict(model, images):
     logits = torch.cat([model(batch) for batch in images.split(EVAL_BATCH_SIZE)])  # (N, 10)
     probabilities, predictions = F.softmax(logits, dim=1).max(dim=1)
     return predictions.cpu(), probabilities.cpu()
+
+
+def read_image(path):
+    """PNG か JPEG の画像を読み、明るさ (H, W)（float32、[0, 1]）を返す。透明な部分は、線と反対の明るさにする。
+
+    Raises:
+        SystemExit: 画像として読めないとき、または大きすぎるとき。
+    """
+    if not os.path.isfile(path):
+        sys.exit(f"エラー: 画像のファイル {path} がない。-i で正しい場所を指定する")
+    Image.MAX_IMAGE_PIXELS = None  # 大きさは、ファイルの見出しを読んだところで自分で調べる
+    try:
+        with Image.open(path, formats=["PNG", "JPEG"]) as image:
+            if image.width * image.height > MAX_PIXELS:
+                sys.exit(f"エラー: 画像 {path} は大きすぎる（{image.width}×{image.height}）。縮めてから指定する")
+            image = ImageOps.exif_transpose(image)  # スマートフォンの写真は、向きが別に記録されている
+            if image.mode.startswith("I"):  # 16 ビットの灰色
+                image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+            image = image.convert("RGB" if image.mode == "CMYK" else "RGBA").convert("LA")
+            image.thumbnail((WORK_SIZE, WORK_SIZE))
+    except Exception:  # 壊れ方によって例外の種類が変わる
+        sys.exit(f"エラー: {path} は画像として読めない。PNG か JPEG のファイルを指定する")
+    gray, alpha = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255).unbind(dim=2)
+    ink_is_dark = (gray * alpha).sum() < 0.5 * alpha.sum()
+    return gray * alpha + ink_is_dark * (1 - alpha)
+
+
+def dilate(x, size):
+    """(1, 1, H, W) の各画素を、周り size×size 画素の最大値に置き換える。"""
+    return F.max_pool2d(x, size, stride=1, padding=size // 2)
+
+
+def connected_components(mask):
+    """0 と 1 の (1, 1, H, W) で、つながった 1 の画素に同じ番号（1 以上）を付けた int64 のテンソルを返す。"""
+    labels = mask * torch.arange(1, mask.numel() + 1).view_as(mask)
+    while True:
+        spread = dilate(labels, 3) * mask  # 隣の画素の大きいほうの番号に染まっていく
+        if spread.equal(labels):
+            return labels.long()
+        labels = spread
+
+
+def extract_ink(gray):
+    """明るさ (H, W) から線だけを取り出し、濃さ (1, 1, H, W)（背景が 0、線が 1）にする。何もなければ None を返す。"""
+    gray = gray[None, None]
+    size = gray.shape[2:]
+    small = F.interpolate(gray, scale_factor=min(1, 48 / max(size)), mode="area")
+    # 線は画素の少数派なので、周りの平均からのずれの 3 乗の符号で、暗い線か明るい線かが分かる
+    surroundings = F.avg_pool2d(F.pad(small, [7] * 4, mode="replicate"), 15, stride=1)
+    if ((small - surroundings) ** 3).mean() > 0:
+        gray, small = 1 - gray, 1 - small
+    # 周りで最も明るい所を紙とみなし、紙との比を取ると、影や明るさのむらが消える
+    paper = F.interpolate(-dilate(-dilate(small, 17), 17), size, mode="bilinear")
+    ink = F.avg_pool2d((paper - gray).clamp(min=0), 3, stride=1, padding=1)  # 細かなざらつきを均す
+    if ink.quantile(0.9995) < MIN_CONTRAST:
+        return None
+    ink = ink / paper.clamp(min=0.01)
+
+    mask = (ink > ink.quantile(0.9995) / 2).float()
+    labels = connected_components(mask)
+    areas = labels.flatten().bincount()
+    areas[0] = 0  # 背景
+    rim = max(size) // 32
+    edge = labels.clone()
+    edge[..., rim:-rim, rim:-rim] = 0
+    inside = areas.clone()
+    inside[edge] = 0
+    if inside.max() > 0.001 * mask.numel():
+        areas = inside  # 縁に触れているものは、紙の端や枠である
+    kept = (areas >= 0.1 * areas.max())[labels].float()  # 小さな汚れを捨てる
+    return (ink * dilate(kept, 5) / ink[mask * kept > 0].median()).clamp(max=1)
+
+
+def prepare_digit(gray):
+    """明るさ (H, W) の手書き数字を、MNIST と同じ作り方で (1, 28, 28) にする。何も書かれていなければ None を返す。
+
+    線の囲みを切り出し、縦横比を保って 20×20 に収め、重心を 28×28 の中央に置く。
+    出典: http://yann.lecun.com/exdb/mnist/
+    """
+    ink = extract_ink(gray)
+    if ink is None:
+        return None
+    mask = (ink > 0.5).float()
+    rows, columns = (ink[0, 0] > 0.25).nonzero().unbind(dim=1)
+    scale = 20 / (1 + max(rows.max() - rows.min(), columns.max() - columns.min())).item()
+    # 細い線は縮めると薄れて消えるので、縮めた後に 1.6 画素になるまで太らせておく
+    thickness = 2 * mask.sum() / (dilate(mask, 3) - mask).sum().clamp(min=1)  # 面積 ÷ 周の長さの半分
+    grow = max(0, int((1.6 / scale - thickness) / 2))
+    ink = dilate(F.pad(ink, [grow] * 4), 2 * grow + 1)
+
+    rows, columns = (ink[0, 0] > 0.25).nonzero().unbind(dim=1)
+    ink = ink[:, :, rows.min():rows.max() + 1, columns.min():columns.max() + 1]
+    height, width = (max(1, round(20 * side / max(ink.shape))) for side in ink.shape[2:])
+    ink = F.interpolate(ink, (height, width), mode="bilinear", antialias=True)[0].clamp(0, 1)  # (1, height, width)
+    center_y = (ink.sum(dim=(0, 2)) * torch.arange(height)).sum() / ink.sum()
+    center_x = (ink.sum(dim=(0, 1)) * torch.arange(width)).sum() / ink.sum()
+    top = min(max(round(14 - center_y.item()), 0), 28 - height)
+    left = min(max(round(14 - center_x.item()), 0), 28 - width)
+    digit = torch.zeros(1, 28, 28)
+    digit[:, top:top + height, left:left + width] = ink
+    return digit
 
 
 def draw_predictions(images, labels, predictions, probabilities, start_index):
@@ -180,6 +288,22 @@ def draw_predictions(images, labels, predictions, probabilities, start_index):
             fontsize=9, color=color, fontweight="normal" if correct else "bold",
         )
         axes.spines[:].set(color=color, linewidth=1 if correct else 3)
+    return fig
+
+
+def draw_handwriting(grays, digits, probabilities, names):
+    """1 枚ごとに、元の画像、ネットワークの見る 28×28、10 個の確率を横に並べた Figure を返す。"""
+    rows = len(grays)
+    fig, grid = plt.subplots(rows, 3, figsize=(9, 2.4 * rows), dpi=100, layout="constrained", squeeze=False)
+    for i, (original, seen, bars) in enumerate(grid):
+        original.imshow(grays[i].numpy(), cmap="gray", vmin=0, vmax=1)
+        original.set(xticks=[], yticks=[], title=names[i].encode("ascii", "replace").decode()[-40:])
+        seen.imshow(digits[i, 0].numpy(), cmap="gray_r", vmin=0, vmax=1)
+        seen.set(xticks=[], yticks=[], title="what the network sees")
+        prediction = probabilities[i].argmax().item()
+        bars.bar(range(10), probabilities[i].tolist(),
+                 color=["#D55E00" if digit == prediction else "#0072B2" for digit in range(10)])
+        bars.set(xticks=range(10), ylim=(0, 1), title=f"read as {prediction} ({probabilities[i, prediction]:.0%})")
     return fig
 
 
@@ -212,20 +336,73 @@ def check_writable(path):
         )
 
 
+def read_test_images(model, device, args):
+    """MNIST のテスト画像を読ませ、正解と比べる。結果の辞書を返す。"""
+    images, labels = load_mnist(train=False)
+    images = images[args.start_index:][:args.count]  # 終わりを越えた分は、最後の画像で止まる
+    labels = labels[args.start_index:][:args.count]
+    predictions, probabilities = predict(model, images.to(device))
+
+    wrong = predictions != labels
+    for i in wrong.nonzero().flatten().tolist():
+        print(f"#{args.start_index + i} true {labels[i]} predicted {predictions[i]} ({probabilities[i]:.1%})")
+    incorrect = wrong.sum().item()
+    correct = len(labels) - incorrect
+    print(f"Correct: {correct}  Incorrect: {incorrect}  (accuracy {correct / len(labels):.2%})")
+
+    if len(images) > MAX_DRAWN:
+        print(f"drawing the first {MAX_DRAWN} of {len(images)} images")
+    drawn = slice(MAX_DRAWN)
+    fig = draw_predictions(images[drawn], labels[drawn], predictions[drawn], probabilities[drawn], args.start_index)
+    fig.suptitle(f"{args.model_type.upper()}: {correct} correct, {incorrect} incorrect")
+    save_figure(fig, args.output)
+    return {"predictions": predictions, "probabilities": probabilities, "labels": labels, "figure": fig}
+
+
+@torch.no_grad()
+def read_handwriting(model, device, args):
+    """手書き数字の画像を読ませる。結果の辞書を返す。"""
+    grays = [read_image(path) for path in args.image]
+    digits = [prepare_digit(gray) for gray in grays]
+    for path, digit in zip(args.image, digits):
+        if digit is None:
+            sys.exit(f"エラー: 画像 {path} には何も書かれていないように見える。もっと濃く書いた画像を指定する")
+    digits = torch.stack(digits)  # (B, 1, 28, 28)
+    model.eval()
+    probabilities = model(digits.to(device)).softmax(dim=1).cpu()  # (B, 10)
+    predictions = probabilities.argmax(dim=1)
+    for path, prediction, row in zip(args.image, predictions, probabilities):
+        print(f"{path}: read as {prediction} ({row[prediction]:.1%})")
+
+    fig = draw_handwriting(grays, digits, probabilities, [path.name for path in args.image])
+    save_figure(fig, args.output)
+    return {"digits": digits, "predictions": predictions, "probabilities": probabilities, "figure": fig}
+
+
 def parse_args(argv):
     """コマンドラインの引数を調べて返す。正しくない引数は 1 行で知らせて終わる（SystemExit）。"""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = lambda message: sys.exit(f"エラー: 引数が正しくない（{message}）。使い方は --help で見られる")
-    parser.add_argument("-s", "--start-index", type=int, default=0, help="最初のテスト画像の番号（既定: 0）")
-    parser.add_argument("-n", "--count", type=int, default=20, help="読ませる枚数（既定: 20）")
+    parser.add_argument("-s", "--start-index", type=int, help="最初のテスト画像の番号（既定: 0）")
+    parser.add_argument("-n", "--count", type=int, help="読ませる枚数（既定: 20）")
+    parser.add_argument("-i", "--image", type=Path, nargs="+", metavar="FILE",
+                        help="テスト画像の代わりに読む、手書き数字の PNG か JPEG")
     parser.add_argument("-m", "--model-type", choices=MODELS, default="mlp", help="モデルの種類（既定: mlp）")
     parser.add_argument("-w", "--weights", type=Path, help="重みのファイル（既定: このスクリプトの隣の mnist_モデル.pth）")
     parser.add_argument("-d", "--device", choices=["auto", "cpu", "cuda", "mps"], default="auto",
                         help="計算するデバイス（既定: auto。MPS、CUDA、CPU の順に使えるものを選ぶ）")
-    parser.add_argument("-o", "--output", type=Path, default=OUTPUT, help="画像の保存先（既定: images/load_and_infer01.png）")
+    parser.add_argument("-o", "--output", type=Path, help="画像の保存先（既定: images/load_and_infer01.png、"
+                        "-i では images/load_and_infer_handwriting.png）")
     args = parser.parse_args(argv)
 
+    if args.image and (args.start_index is not None or args.count is not None):
+        parser.error("--image は --start-index や --count と一緒には使えない")
+    if args.image and len(args.image) > MAX_FILES:
+        parser.error(f"--image に指定できるのは {MAX_FILES} 枚までにする")
+    args.start_index = 0 if args.start_index is None else args.start_index
+    args.count = 20 if args.count is None else args.count
     args.weights = args.weights or HERE / f"mnist_{args.model_type}.pth"
+    args.output = args.output or (HANDWRITING_OUTPUT if args.image else OUTPUT)
     if not 0 <= args.start_index < NUM_TEST_IMAGES:
         parser.error(f"--start-index は 0 以上 {NUM_TEST_IMAGES} 未満の整数にする")
     if args.count < 1:
@@ -246,25 +423,9 @@ def main(argv=None):
     print(f"weights: {args.weights}")
     print(f"model: {args.model_type}")
 
-    images, labels = load_mnist(train=False)
-    images = images[args.start_index:][:args.count]  # 終わりを越えた分は、最後の画像で止まる
-    labels = labels[args.start_index:][:args.count]
-    predictions, probabilities = predict(model, images.to(device))
-
-    wrong = predictions != labels
-    for i in wrong.nonzero().flatten().tolist():
-        print(f"#{args.start_index + i} true {labels[i]} predicted {predictions[i]} ({probabilities[i]:.1%})")
-    incorrect = wrong.sum().item()
-    correct = len(labels) - incorrect
-    print(f"Correct: {correct}  Incorrect: {incorrect}  (accuracy {correct / len(labels):.2%})")
-
-    if len(images) > MAX_DRAWN:
-        print(f"drawing the first {MAX_DRAWN} of {len(images)} images")
-    drawn = slice(MAX_DRAWN)
-    fig = draw_predictions(images[drawn], labels[drawn], predictions[drawn], probabilities[drawn], args.start_index)
-    fig.suptitle(f"{args.model_type.upper()}: {correct} correct, {incorrect} incorrect")
-    save_figure(fig, args.output)
-    return {"predictions": predictions, "probabilities": probabilities, "labels": labels, "figure": fig}
+    if args.image:
+        return read_handwriting(model, device, args)
+    return read_test_images(model, device, args)
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def load_mnist(train):
             f"エラー: MNIST のデータ {files} が欠けているか壊れている。"
             "git restore 02_pytorch_mnist/data をリポジトリの最上位で実行して元に戻す"
         )
-    return dataset.data.unsqueeze(1).float() / 255, dataset.targets
+    return dataset.data.unsqueeze(1) / 255, dataset.targets  # uint8 を割ると float32 になる
 
 
 def train_one_epoch(model, train_loader, optimizer, scheduler):

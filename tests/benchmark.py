@@ -157,7 +157,8 @@ def benchmark_training(args):
         "Training, whole process",
         f"ours: `mnist.py`, all its epochs. common: per-sample ToTensor, batch {COMMON_BATCH_SIZE}, Adam 1e-3, until "
         f"{TARGET['mlp']}% (mlp) or {TARGET['cnn']}% (cnn), at most {COMMON_MAX_EPOCHS} epochs. Medians of "
-        f"{args.repeats} (mlp) and {args.cnn_repeats} (cnn), a new seed each. s/epoch includes start-up and evaluation.",
+        f"{args.repeats} (mlp) and {args.cnn_repeats} (cnn), a new seed each. "
+        "s/epoch includes start-up and evaluation.",
         ["model", "recipe", "seconds", "epochs", "accuracy", "s/epoch", "seconds / common"], rows,
     )
 
@@ -243,8 +244,11 @@ def benchmark_batch(args):
             runs[m, b] = lambda _, command=command + (["-e", 1] if m == "cnn" else []): run_training(*command)
     rows = [[*name, epochs, f"{seconds:.1f}", f"{accuracy:.2f}%"]
             for name, (seconds, epochs, accuracy) in alternate(runs, 1).items()]
-    print_table("Batch size", "`mnist.py -b` at 1/8, 1 and 8 times the default, whole process, one run each. "
-                "The cnn with `-e 1`.", ["model", "batch", "epochs", "seconds", "accuracy"], rows)
+    print_table(
+        "Batch size",
+        "`mnist.py -b` at 1/8, 1 and 8 times the default, whole process, one run each. The cnn with `-e 1`.",
+        ["model", "batch", "epochs", "seconds", "accuracy"], rows,
+    )
 
 
 def benchmark_lessons(args):
@@ -264,8 +268,11 @@ def benchmark_lessons(args):
         (seconds, peak), (floor, _) = medians.values()
         rows.append([path.relative_to(ROOT).as_posix() + (" (once)" if name in LONG_LESSONS else ""),
                      f"{seconds:.2f}", f"{floor:.2f}", f"{seconds - floor:.2f}", f"{peak:.0f}"])
-    print_table("Lessons, whole process", "Beside a process that only runs the imports of the lesson. "
-                f"Medians of {args.repeats}.", ["lesson", "seconds", "import-only seconds", "difference", "peak MB"], rows)
+    print_table(
+        "Lessons, whole process",
+        f"Beside a process that only runs the imports of the lesson. Medians of {args.repeats}.",
+        ["lesson", "seconds", "import-only seconds", "difference", "peak MB"], rows,
+    )
 
 
 def benchmark_inference(args):

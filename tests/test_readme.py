@@ -122,7 +122,9 @@ def test_every_picture_is_shown_with_alt_text():
     referenced = {target for target in re.findall(r"\]\((images/[^)]+)\)", PROSE)}
     assert referenced >= {f"images/{path.name}" for path in (ROOT / "images").glob("*.png")}
     defaults = {lesson(path.stem).OUTPUT.name for path in LESSONS if hasattr(lesson(path.stem), "OUTPUT")}
-    assert {path.name for path in (ROOT / "images").glob("*.png")} == defaults | {"mnist_mlp.png", "mnist_cnn.png"}
+    assert {path.name for path in (ROOT / "images").glob("*.png")} == defaults | {
+        "mnist_mlp.png", "mnist_cnn.png", "load_and_infer_handwriting.png"
+    }
 
 
 def test_the_table_lists_every_lesson_in_the_folders():
