@@ -4,7 +4,7 @@
 訓練に使わなかった 1,000 問にも答えられるようになる。
 
 実行: python minllm_addition.py （質問を加えるなら -q "47+85"）
-結果（2 コアの CPU で約 25 秒）:
+結果（2 コアの CPU で約 20 秒）:
     held-out exact match: 100.0% (0 wrong of 1000)
 試してみよう:
     - 和を普通の順に書かせる（encode の [::-1] を消す）と、覚えるのにかかるステップはどう変わるか。
@@ -32,8 +32,9 @@ PROMPT_LENGTH = 6  # "47+85=" の文字数
 ANSWER_LENGTH = 3  # 和は 3 桁。足りない桁は 0 で埋める
 NUM_HELD_OUT = 1000  # 訓練に使わず、覚えたのではなく計算できることを確かめる問題の数
 STEPS = 1000
-BATCH_SIZE = 256
-LEARNING_RATE = 2e-3  # スケジュールの頂点での学習率
+BATCH_SIZE = 128
+LEARNING_RATE = 3e-3  # スケジュールの頂点での学習率
+MAX_GRAD_NORM = 1.0  # 勾配の大きさの上限。たまに来る大きすぎる勾配が、覚えかけたものを壊すのを防ぐ
 LOG_INTERVAL = 100  # 進み具合を表示する間隔（ステップ）
 EXAMPLES = [(3, 4), (47, 85), (60, 28), (99, 99)]  # 上達の様子を見るための問題
 
@@ -235,6 +236,7 @@ def train(model, train_data, held_out, examples, steps):
         logits = model(idx)  # (B, 8) -> (B, 8, vocab_size)
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
         loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
         optimizer.step()
         optimizer.zero_grad()
         scheduler.step()
