@@ -1,10 +1,10 @@
 """犬と猫の分類器が引いた境界線を、図に描いて確かめる。
 
-前のレッスンとの違い: データと分類器は learn_classify.py と同じである。平面を細かい格子に区切り、
+前のレッスン（learn_classify.py）との違い: データと分類器は learn_classify.py と同じである。平面を細かい格子に区切り、
 すべての点で P(cat) を計算して塗り分けると、分類器の判断が目に見える。
 
 実行: python learn_class_decision_boundary.py
-結果（約 4 秒）:
+結果（2 コアの CPU で約 4 秒）:
     boundary: whiskers = 1.17 * muzzle -0.82
 試してみよう:
     - CAT_STD を大きくすると、誤って分類される点はどこに現れるか。
@@ -23,13 +23,12 @@ from torch import nn
 
 OUTPUT = Path(__file__).resolve().parent.parent / "images" / "learn_class_decision_boundary.png"
 
-# 架空のデータである。特徴量は鼻先の長さとひげの長さ（どちらも cm）
-FEATURES = ["muzzle", "whiskers"]
+# 架空のデータである。特徴量は鼻づらの長さとひげの長さ（どちらも cm）
 CLASSES = ["dog", "cat"]
 DOG_MEAN, DOG_STD = [7.5, 4.0], [1.3, 1.2]
 CAT_MEAN, CAT_STD = [3.5, 6.5], [0.9, 1.2]
 NUM_PER_CLASS = 500
-NUM_TRAIN = 600  # 残りの 400 匹は学習に使わず、正解率を測るために取っておく
+NUM_TRAIN = 600  # 残りの 400 匹は訓練に使わず、正解率を測るために取っておく
 LEARNING_RATE = 0.1
 EPOCHS = 200
 LOG_INTERVAL = 20  # 損失を表示する間隔（エポック）
@@ -40,7 +39,7 @@ def select_device(name):
     """計算に使う torch.device を返す。auto なら MPS、CUDA、CPU の順に、使えるものを選ぶ。
 
     Raises:
-        SystemExit: 名指しされたデバイスがこのマシンにないとき。
+        SystemExit: 指定されたデバイスがこのマシンで使えないとき。
     """
     available = {
         "mps": torch.backends.mps.is_available(),
@@ -55,7 +54,7 @@ def select_device(name):
 
 
 def make_data():
-    """特徴量 (N, 2)、単位 cm とクラスの番号 (N,) を作り、学習用と検証用に分けて返す。"""
+    """特徴量 (N, 2)（単位は cm）とクラスの番号 (N,) を作り、訓練用と検証用に分けて返す。"""
     dogs = torch.tensor(DOG_MEAN) + torch.tensor(DOG_STD) * torch.randn(NUM_PER_CLASS, 2)
     cats = torch.tensor(CAT_MEAN) + torch.tensor(CAT_STD) * torch.randn(NUM_PER_CLASS, 2)
     features = torch.cat([dogs, cats])
@@ -78,7 +77,7 @@ def train(model, features, labels, held_out_features, held_out_labels):
     criterion = nn.CrossEntropyLoss()  # ロジットを受け取り、softmax はこの中で行う
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     for epoch in range(1, EPOCHS + 1):
-        model.train()
+        model.train()  # Dropout などを訓練用に切り替える。nn.Linear では変わらないが、いつも書く
         logits = model(features)  # (N, 2) -> (N, 2)
         loss = criterion(logits, labels)
         loss.backward()
@@ -118,8 +117,8 @@ def cat_probability_grid(model, features, device):
 
 
 def draw(muzzle, whiskers, probabilities, features, labels, predictions):
-    """P(cat) の塗り分け、境界線、学習用の点を描いた Figure を返す。誤って分類された点は丸で囲む。"""
-    fig, axes = plt.subplots(figsize=(8, 6), dpi=120, layout="constrained")
+    """P(cat) の塗り分け、境界線、訓練用の点を描いた Figure を返す。誤って分類された点は丸で囲む。"""
+    fig, axes = plt.subplots(figsize=(8, 6), dpi=100, layout="constrained")
     contour = axes.contourf(muzzle, whiskers, probabilities, levels=np.linspace(0, 1, 11), cmap="PuOr", alpha=0.5)
     fig.colorbar(contour, label="P(cat)")
     axes.contour(muzzle, whiskers, probabilities, levels=[0.5], colors="black")
@@ -136,7 +135,7 @@ def draw(muzzle, whiskers, probabilities, features, labels, predictions):
 
 
 def save_figure(fig, path):
-    """図を path に保存してから、画面のある環境では窓にも表示する。"""
+    """図を path に保存し、画面のある環境ではウィンドウにも表示する（閉じるまで待つ）。"""
     fig.savefig(path)
     print(f"saved: {path}", flush=True)
     if plt.get_backend().lower() != "agg":  # agg は画面のない環境で選ばれる
@@ -167,12 +166,13 @@ def check_writable(path):
 def parse_args(argv):
     """コマンドラインの引数を調べて返す。正しくない引数は 1 行で知らせて終わる（SystemExit）。"""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    # argparse の英語のエラーを、日本語の 1 行に置き換える
     parser.error = lambda message: sys.exit(f"エラー: 引数が正しくない（{message}）。使い方は --help で見られる")
     parser.add_argument("-d", "--device", choices=["auto", "cpu", "cuda", "mps"], default="auto",
                         help="計算するデバイス（既定: auto。MPS、CUDA、CPU の順に使えるものを選ぶ）")
     parser.add_argument("--seed", type=int, default=0, help="乱数のシード（既定: 0）")
     parser.add_argument("-o", "--output", type=Path, default=OUTPUT,
-                        help="画像の保存先（既定: images/learn_class_decision_boundary.png）")
+                        help="図の保存先（既定: images/learn_class_decision_boundary.png）")
     args = parser.parse_args(argv)
     if not 0 <= args.seed < 2**32:
         parser.error("--seed は 0 以上 2**32 未満の整数にする")
@@ -208,5 +208,6 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # 端末が表せない文字があっても止まらない
+    if hasattr(sys.stdout, "reconfigure"):  # Jupyter の stdout にはない
+        sys.stdout.reconfigure(errors="backslashreplace")  # 端末が表せない文字があっても止まらない
     main()

@@ -1,16 +1,16 @@
 """ミニ GPT を組み立て、トークン番号がロジットになるまでの形と、未来を見ない仕組みを確かめる。
 
-前のレッスンとの違い: GPT-2 と同じ部品（埋め込み、因果的自己注意、GELU の MLP、事前の LayerNorm）を
-小さく作る。学習はまだしない。学習するのは次の minllm_addition.py である。
+前のレッスン（learn_class_decision_boundary.py）との違い: GPT-2 と同じ部品（埋め込み、因果的自己注意、GELU の MLP、各部品の手前に置く LayerNorm）を
+小さく作る。訓練はまだしない。訓練するのは次の minllm_addition.py である。
 
 実行: python minllm.py
-結果（約 2 秒）:
+結果（2 コアの CPU で約 2 秒）:
     lm_head         (2, 32, 1000)
     first loss 6.9258, ln(1000) = 6.9078
     change the last token: the logits before it differ by 0.0
 試してみよう:
     - n_layer を 4 にすると、パラメータはいくつ増えるか。
-    - CausalSelfAttention の masked_fill の行を消すと、最後の証明はどう崩れるか。
+    - CausalSelfAttention の masked_fill の行を消すと、最後の行の 0.0 はどんな値になるか。
     - std=0.02 を 1.0 にすると、最初の損失はなぜ ln(1000) から離れるか。
 """
 
@@ -41,7 +41,7 @@ def select_device(name):
     """計算に使う torch.device を返す。auto なら MPS、CUDA、CPU の順に、使えるものを選ぶ。
 
     Raises:
-        SystemExit: 名指しされたデバイスがこのマシンにないとき。
+        SystemExit: 指定されたデバイスがこのマシンで使えないとき。
     """
     available = {
         "mps": torch.backends.mps.is_available(),
@@ -64,7 +64,7 @@ class CausalSelfAttention(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.n_head = config.n_head
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # query、key、value をまとめて作る
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # query（何を探すか）、key（何を持つか）、value（渡す中身）
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
     def forward(self, x):
@@ -76,7 +76,7 @@ class CausalSelfAttention(nn.Module):
         query = query.view(B, T, self.n_head, head_size).transpose(1, 2)
         key = key.view(B, T, self.n_head, head_size).transpose(1, 2)
         value = value.view(B, T, self.n_head, head_size).transpose(1, 2)
-        # 内積が head_size に比例して散らばり、softmax が 1 点に偏るのを防ぐため √head_size で割る
+        # 内積の分散は head_size に比例する。softmax が 1 点に偏らないように √head_size で割る
         scores = query @ key.transpose(2, 3) / math.sqrt(head_size)  # (B, n_head, T, T)
         future = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(diagonal=1)
         scores = scores.masked_fill(future, -math.inf)  # softmax で 0 になり、未来のトークンは混ざらない
@@ -119,7 +119,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """GPT-2 の形をしたモデル。ただし lm_head の重みは、wte と共有せずに別に持つ。
+    """GPT-2 の形をしたモデル。ただし dropout はなく、lm_head の重みを wte と共有しない。
 
     出典: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019)
     """
@@ -160,9 +160,10 @@ class GPT(nn.Module):
 def print_shapes(model, idx):
     """順伝播をしながら、各部品の出力の形を通った順に表示し、ロジット (B, T, vocab_size) を返す。"""
     print(f"{'token ids':15s} {tuple(idx.shape)}")
+    # hook は、その部品の順伝播が終わるたびに (部品, 入力, 出力) を受け取って呼ばれる
     hooks = [
-        module.register_forward_hook(lambda module, args, output, name=name: print(f"{name:15s} {tuple(output.shape)}"))
-        for name, module in model.named_modules()
+        part.register_forward_hook(lambda part, args, output, name=name: print(f"{name:15s} {tuple(output.shape)}"))
+        for name, part in model.named_modules()
         if name not in ("", "h")
     ]
     logits = model(idx)
@@ -183,6 +184,7 @@ def largest_change_before_last(model, idx):
 def parse_args(argv):
     """コマンドラインの引数を調べて返す。正しくない引数は 1 行で知らせて終わる（SystemExit）。"""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    # argparse の英語のエラーを、日本語の 1 行に置き換える
     parser.error = lambda message: sys.exit(f"エラー: 引数が正しくない（{message}）。使い方は --help で見られる")
     parser.add_argument("-d", "--device", choices=["auto", "cpu", "cuda", "mps"], default="auto",
                         help="計算するデバイス（既定: auto。MPS、CUDA、CPU の順に使えるものを選ぶ）")
@@ -219,5 +221,6 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # 端末が表せない文字があっても止まらない
+    if hasattr(sys.stdout, "reconfigure"):  # Jupyter の stdout にはない
+        sys.stdout.reconfigure(errors="backslashreplace")  # 端末が表せない文字があっても止まらない
     main()

@@ -1,16 +1,16 @@
-"""テスト画像の先頭 100 枚を 1 枚の絵に並べ、番号とラベルを読めるようにする。
+"""テスト画像の先頭 100 枚を 1 枚の図に並べ、番号とラベルを読めるようにする。
 
-前のレッスンとの違い: 1 枚ずつ描くのではなく、(100, 1, 28, 28) のテンソルを並べ替えて、
+前のレッスン（mnistview.py）との違い: 1 枚ずつ描くのではなく、(100, 1, 28, 28) のテンソルを並べ替えて、
 10 行 10 列の 1 枚の大きな画像にしてから描く。
 
 実行: python mnistview100.py
-結果（約 4 秒）:
+結果（2 コアの CPU で約 4 秒）:
     digit  0  1  2  3  4  5  6  7  8  9
     count  8 14  8 11 14  7 10 15  2 11
 試してみよう:
     - START_INDEX を変えて、別の 100 枚を見る。
-    - 自分なら読み違えそうな番号を控え、load_and_infer.py の結果と比べる。
-    - permute の行を消すと、絵はどう崩れるか。
+    - 自分なら読み違えそうな番号を控え、load_and_infer.py -n 100 の結果と比べる。
+    - make_mosaic の .permute(0, 2, 1, 3) だけを消すと、並びはどう崩れるか。
 """
 
 import argparse
@@ -26,7 +26,7 @@ HERE = Path(__file__).resolve().parent
 DATA_DIR = HERE / "data"
 OUTPUT = HERE.parent / "images" / "mnistview100.png"
 
-START_INDEX = 0  # 最初の画像の番号
+START_INDEX = 0  # 最初の画像の番号（0 から 9900）
 GAP = 8  # 画像と画像の間（画素）。ラベルを書く場所になる
 CELL = 28 + GAP  # 1 枚が占める幅（画素）
 
@@ -35,7 +35,7 @@ def select_device(name):
     """計算に使う torch.device を返す。auto なら MPS、CUDA、CPU の順に、使えるものを選ぶ。
 
     Raises:
-        SystemExit: 名指しされたデバイスがこのマシンにないとき。
+        SystemExit: 指定されたデバイスがこのマシンで使えないとき。
     """
     available = {
         "mps": torch.backends.mps.is_available(),
@@ -97,7 +97,7 @@ def draw(mosaic, labels):
 
 
 def save_figure(fig, path):
-    """図を path に保存してから、画面のある環境では窓にも表示する。"""
+    """図を path に保存し、画面のある環境ではウィンドウにも表示する（閉じるまで待つ）。"""
     fig.savefig(path)
     print(f"saved: {path}", flush=True)
     if plt.get_backend().lower() != "agg":  # agg は画面のない環境で選ばれる
@@ -128,11 +128,12 @@ def check_writable(path):
 def parse_args(argv):
     """コマンドラインの引数を調べて返す。正しくない引数は 1 行で知らせて終わる（SystemExit）。"""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    # argparse の英語のエラーを、日本語の 1 行に置き換える
     parser.error = lambda message: sys.exit(f"エラー: 引数が正しくない（{message}）。使い方は --help で見られる")
     parser.add_argument("-d", "--device", choices=["auto", "cpu", "cuda", "mps"], default="auto",
                         help="計算するデバイス（既定: auto。MPS、CUDA、CPU の順に使えるものを選ぶ）")
     parser.add_argument("-o", "--output", type=Path, default=OUTPUT,
-                        help="画像の保存先（既定: images/mnistview100.png）")
+                        help="図の保存先（既定: images/mnistview100.png）")
     args = parser.parse_args(argv)
     if args.output.suffix not in (".png", ".jpg", ".pdf", ".svg"):
         parser.error("--output の拡張子は .png、.jpg、.pdf、.svg のどれかにする")
@@ -161,5 +162,6 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # 端末が表せない文字があっても止まらない
+    if hasattr(sys.stdout, "reconfigure"):  # Jupyter の stdout にはない
+        sys.stdout.reconfigure(errors="backslashreplace")  # 端末が表せない文字があっても止まらない
     main()

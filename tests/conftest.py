@@ -8,8 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-# 混んだマシンでは、他のスレッドを待つ間の空回りが計算を何倍も遅くするので、眠って待たせる
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# 混んだマシンでは、他のスレッドを待つ間の長い空回りが計算を何倍も遅くするので、早めに眠らせる
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 import matplotlib
 

@@ -113,7 +113,7 @@ def test_copies_are_identical():
 
 def test_the_two_animal_lessons_share_their_data():
     first, second = lesson("learn_classify"), lesson("learn_class_decision_boundary")
-    for name in ("FEATURES", "CLASSES", "DOG_MEAN", "DOG_STD", "CAT_MEAN", "CAT_STD", "NUM_PER_CLASS", "NUM_TRAIN",
+    for name in ("CLASSES", "DOG_MEAN", "DOG_STD", "CAT_MEAN", "CAT_STD", "NUM_PER_CLASS", "NUM_TRAIN",
                  "LEARNING_RATE", "EPOCHS", "LOG_INTERVAL"):
         assert getattr(first, name) == getattr(second, name)
 
@@ -211,7 +211,7 @@ def test_a_real_window_opens(tmp_path):
     try:
         subprocess.run(["xdotool", "search", "--sync", "--name", "Figure 1"], env=env, check=True, timeout=60,
                        stdout=subprocess.DEVNULL)
-        assert Image.open(tmp_path / "out.png").size == (1200, 480)
+        assert Image.open(tmp_path / "out.png").size == (1000, 400)
         assert process.poll() is None  # 窓が閉じられるまで待っている
     finally:
         process.kill()

@@ -122,13 +122,13 @@ def test_the_weights_are_a_plain_state_dict_of_the_trained_model(short_training)
 
 def test_the_learning_curve_shows_the_history(short_training):
     result, folder = short_training
-    figure = lesson("mnist").draw_learning_curve(result["history"])
+    figure = lesson("mnist").draw(result["history"])
     loss_axes, accuracy_axes = figure.axes
     by_label = {line.get_label(): line for line in loss_axes.lines}
     np.testing.assert_allclose(by_label["training, each batch"].get_ydata(), result["history"]["batch_loss"])
     np.testing.assert_allclose(by_label["test"].get_ydata(), result["history"]["test_loss"])
     np.testing.assert_allclose(accuracy_axes.lines[0].get_ydata(), result["history"]["test_accuracy"])
-    assert Image.open(folder / "c.png").size == (1200, 480)
+    assert Image.open(folder / "c.png").size == (1000, 400)
 
 
 def test_confused_pairs_are_counted():
@@ -196,7 +196,8 @@ def test_predictions_are_drawn_in_their_places(tmp_path, capsys):
     right, wrong = (next(axes for axes in drawn if mark in axes.get_title()) for mark in "✓✗")
     assert right.title.get_color() != wrong.title.get_color()
     assert right.spines["left"].get_linewidth() < wrong.spines["left"].get_linewidth()
-    assert result["figure"].get_suptitle() == f"MLP: {15 - str(titles).count('✗')} correct, {str(titles).count('✗')} incorrect"
+    num_wrong = str(titles).count("✗")
+    assert result["figure"].get_suptitle() == f"MLP: {15 - num_wrong} correct, {num_wrong} incorrect"
 
 
 def test_a_range_past_the_end_stops_at_the_last_image(tmp_path, capsys):
@@ -278,3 +279,106 @@ def test_dummydata_every_change_is_minus_lr_times_gradient(tmp_path, capsys):
     loss_axes, weight_axes = result["figure"].axes
     np.testing.assert_allclose(loss_axes.lines[0].get_ydata(), losses)
     np.testing.assert_allclose(weight_axes.lines[0].get_ydata(), weight_means)
+
+
+# mnist_errors.py と mnist_cnn_features.py
+
+
+def test_errors_counts_every_image_and_shows_the_most_confident(tmp_path, capsys):
+    result = lesson("mnist_errors").main(["-d", "cpu", "-o", str(tmp_path / "e.png")])
+    images, labels = read_test_set()
+    predictions, probabilities = result["predictions"].numpy(), result["probabilities"].numpy()
+    expected = np.zeros((10, 10), int)
+    np.add.at(expected, (labels, predictions), 1)
+    np.testing.assert_array_equal(result["matrix"], expected)
+    wrong = np.flatnonzero(predictions != labels)
+    most_confident = sorted(wrong, key=lambda i: -probabilities[i])[:20]
+    assert result["most_confident"].tolist() == most_confident
+    out = capsys.readouterr().out
+    for digit in range(10):
+        assert f"{digit:4d} " + " ".join(f"{count:4d}" for count in expected[digit]) in out
+    assert f"Correct: {10_000 - len(wrong)}  Incorrect: {len(wrong)}" in out
+
+    matrix_axes, *drawn = panels(result["figure"])
+    colors = matrix_axes.images[0].get_array()
+    assert np.trace(colors) == 0 and colors.sum() == len(wrong)  # 対角が、読み違いの濃淡を消さない
+    texts = {text.get_position(): text.get_text() for text in matrix_axes.texts}
+    assert all(texts[j, i] == (str(expected[i, j]) if expected[i, j] else "") for i in range(10) for j in range(10))
+    assert len(drawn) == 20
+    for i, axes in zip(most_confident, drawn):
+        np.testing.assert_allclose(axes.images[0].get_array(), images[i] / np.float32(255))
+        assert axes.get_title().startswith(f"#{i}  true {labels[i]}\npredicted {predictions[i]} ")
+
+
+def test_confusion_matrix_of_known_predictions():
+    matrix = lesson("mnist_errors").confusion_matrix(torch.tensor([3, 3, 9, 0]), torch.tensor([3, 5, 9, 9]))
+    assert matrix.shape == (10, 10) and matrix.sum() == 4
+    assert matrix[3, 3] == matrix[3, 5] == matrix[9, 9] == matrix[0, 9] == 1
+
+
+def test_features_shows_what_the_layers_put_out(tmp_path, capsys):
+    module = lesson("mnist_cnn_features")
+    result = module.main(["-d", "cpu", "-s", "7", "-o", str(tmp_path / "f.png")])
+    model = module.CNN()
+    module.load_weights(model, FOLDER / "mnist_cnn.pth")
+    images, labels = read_test_set()
+    x = torch.from_numpy(images[7:8] / np.float32(255))[None]
+    out = capsys.readouterr().out
+    assert f"test image #7, label {labels[7]}" in out
+    titles = [axes.get_title() for axes in result["figure"].axes]
+    for i, (layer, (name, maps)) in enumerate(zip(model.features, result["outputs"].items())):
+        x = layer(x)
+        torch.testing.assert_close(maps, x[0].detach(), atol=1e-5, rtol=1e-4)
+        assert name == f"features.{i} {type(layer).__name__}"
+        row = next(line for line in out.splitlines() if line.startswith(name))
+        assert str(tuple(maps.shape)) in row and f"{maps.mean():.4f}" in row
+        if "ReLU" in name:
+            assert row.endswith(f"{(maps == 0).float().mean():6.1%}")
+        if "Conv2d" not in name:
+            assert f"{name}: " + " x ".join(map(str, maps.shape)) in titles
+    assert not any(layer._forward_hooks for layer in model.features)
+
+
+def test_features_names_the_edges_rightly():
+    module = lesson("mnist_cnn_features")
+    ramp = torch.tensor([-1.0, 0.0, 1.0])
+    right = ramp.expand(3, 3)  # 右へ明るくなる所に反応する: 縦に走るエッジ
+    down = right.T  # 行が -1、0、1 のフィルタは、横に走るエッジに反応する
+    filters = torch.stack([right, down, right + down, down - right, -right, torch.ones(3, 3) + right])
+    slope, direction, share = module.edge_slope(filters)
+    kinds = [module.EDGES[round(angle / 45) % 4] for angle in direction.tolist()]
+    assert kinds == ["vertical edges", "horizontal edges", "diagonal edges", "diagonal edges", "vertical edges",
+                     "vertical edges"]
+    torch.testing.assert_close(share, torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 6 / 15]))
+    assert slope[0] == 6
+    # 実際に、その向きのエッジで最も強く反応する
+    vertical_edge = torch.tensor([0.0, 0.0, 1.0]).expand(1, 1, 3, 3)
+    responses = F.conv2d(vertical_edge, filters[:2, None]).flatten()
+    assert responses[0] == 3 and responses[1] == 0
+
+
+def test_features_tiles_the_maps_in_order(tmp_path, capsys):
+    module = lesson("mnist_cnn_features")
+    maps = torch.arange(6.0).reshape(6, 1, 1).expand(6, 2, 3)
+    mosaic = module.tile_maps(maps, 3)
+    assert mosaic.shape == (2 * 3, 3 * 4)
+    for i in range(6):
+        top, left = i // 3 * 3, i % 3 * 4
+        assert mosaic[top:top + 2, left:left + 3].eq(i).all()
+        assert mosaic[top + 2, left:left + 4].isnan().all() and mosaic[top:top + 3, left + 3].isnan().all()
+
+
+def test_the_strongest_filters_respond_to_what_is_printed(tmp_path, capsys):
+    module = lesson("mnist_cnn_features")
+    result = module.main(["-d", "cpu", "-o", str(tmp_path / "f.png")])
+    out = capsys.readouterr().out
+    filters = result["filters"].numpy()
+    right = (filters[:, :, 2] - filters[:, :, 0]).sum(axis=1)
+    down = (filters[:, 2] - filters[:, 0]).sum(axis=1)
+    slopes = np.hypot(right, down)
+    assert result["strongest"] == np.argsort(-slopes)[:3].tolist()
+    for i in result["strongest"]:
+        line = next(line for line in out.splitlines() if line.startswith(f"filter {i:2d}: slope {slopes[i]:.2f}"))
+        x, y = abs(right[i]), abs(down[i])
+        kind = "diagonal" if min(x, y) > np.tan(np.pi / 8) * max(x, y) else "vertical" if x > y else "horizontal"
+        assert f"responds to {kind} edges" in line

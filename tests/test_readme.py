@@ -60,7 +60,8 @@ def test_ci_runs_the_test_command_of_the_readme():
     assert lines == [INSTALL[1].strip()]
     workflow = (ROOT / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8")
     pattern = re.search(r"-Pattern '(.+?)'", workflow)[1]
-    assert [line for line in README.splitlines() if re.search(pattern, line)] == [blocks("powershell")[0].splitlines()[1]]
+    lines = [line for line in README.splitlines() if re.search(pattern, line)]
+    assert lines == [blocks("powershell")[0].splitlines()[1]]
 
 
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
@@ -251,12 +252,14 @@ def test_the_gpt_table_is_the_real_network():
     for name, part in model.named_modules():
         part.register_forward_hook(lambda part, args, output, name=name: shapes.update({name: tuple(output.shape)}))
     model(torch.zeros(2, 32, dtype=torch.long))
-    for row in re.findall(r"^\| .* \| (.+? \| `\(2, 32.*?\)`) \|$", PROSE, re.M)[1:]:
-        parts, shape = row.split(" | ")
-        for name in re.findall(r"`(\w[\w.]*)`", parts):
+    rows = re.findall(r"^\| .* \| (.+) \| `(\(2, 32, \d+\))` \| ([\d,]+)(?: × 2)? \|$", PROSE, re.M)
+    assert len(rows) == 5
+    for parts, shape, parameters in rows:
+        for name in re.findall(r"`([\w.]+)`", parts):
             expected = shapes[name] if name != "wpe" else (2, *shapes[name])
-            assert str(expected) == shape.strip("`"), row
-    assert len(shapes) > 10
+            assert str(expected) == shape, name
+            assert f"{count(model.get_submodule(name)):,}" == parameters, name
+    assert f"全部で {count(model):,} 個" in PROSE
 
 
 def test_the_stated_accuracies_are_measured(reader):
