@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import LESSONS, ROOT, lesson, load, offline, run_python, tree
+from conftest import LESSONS, ROOT, lesson, tree
 
 POSIX = os.name == "posix"
 every_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
@@ -109,6 +109,14 @@ def test_copies_are_identical():
     for first, second, names in LITERAL:
         for name in names:
             assert any({first, second} <= set(stems) for stems in copies[name].values()), name
+
+
+@pytest.mark.parametrize("option", ["--device", "--seed"])
+def test_shared_options_are_worded_alike(option):
+    calls = {ast.unparse(node) for path in LESSONS for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+             if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument"
+             and any(getattr(arg, "value", "") == option for arg in node.args)}
+    assert len(calls) == 1
 
 
 def test_the_two_animal_lessons_share_their_data():

@@ -51,7 +51,7 @@ def test_the_two_commands():
     windows_run, windows_test = blocks("powershell")[0].splitlines()
     for command, windows in ((run, windows_run), (test, windows_test)):
         unix_steps = command.strip().split(" && ")[2:]
-        assert windows.split("; ") == ["py -m venv .venv", ".venv\\Scripts\\Activate.ps1", *unix_steps]
+        assert windows.split("; ") == ["python -m venv .venv", ".venv\\Scripts\\Activate.ps1", *unix_steps]
 
 
 def test_ci_runs_the_test_command_of_the_readme():
