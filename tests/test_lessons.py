@@ -211,8 +211,8 @@ def test_a_real_window_opens(tmp_path):
     if not shutil.which("Xvfb") or not shutil.which("xdotool"):
         pytest.skip("needs Xvfb and xdotool")
     pytest.importorskip("tkinter")
-    display = ":97"
-    server = subprocess.Popen(["Xvfb", display], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(["Xvfb", "-displayfd", "1"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    display = ":" + server.stdout.readline().strip()  # 空いている番号を選び、用意ができたら知らせてくる
     env = {**os.environ, "DISPLAY": display, "MPLBACKEND": "TkAgg"}
     script = next(path for path in LESSONS if path.stem == "learn")
     process = subprocess.Popen([sys.executable, script, "-o", tmp_path / "out.png"], env=env, stdout=subprocess.DEVNULL)
