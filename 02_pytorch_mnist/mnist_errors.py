@@ -29,7 +29,7 @@ DATA_DIR = HERE / "data"
 OUTPUT = HERE.parent / "images" / "mnist_errors.png"
 
 NUM_DRAWN = 20  # 描く読み違いの枚数（4 の倍数）
-EVAL_BATCH_SIZE = 500  # 評価は勾配を残さないので、まとめて流せる
+EVAL_BATCH_SIZE = 200  # 評価は勾配を残さないので、まとめて流せる
 MAX_WEIGHTS_BYTES = 16 * 1024**2  # CNN の重み（1.7 MB）を float64 で保存しても十分に収まる
 
 
