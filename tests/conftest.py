@@ -49,7 +49,7 @@ def tree(folder):
 def checkout(tmp_path_factory):
     """リポジトリの写し。画像や重みを書き換えてよい。"""
     copy = tmp_path_factory.mktemp("checkout") / "llm-tutorial"
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__", ".pytest_cache"))
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv*", "__pycache__", ".pytest_cache"))
     return copy
 
 

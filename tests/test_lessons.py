@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import matplotlib.pyplot as plt
 import numpy as np

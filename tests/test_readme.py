@@ -136,7 +136,6 @@ def test_the_table_lists_every_lesson_in_the_folders():
 
 def test_the_folder_tree_is_true():
     tree = next(text for text in blocks("text") if text.startswith("01_pytorch_tutorial/"))
-    folder = ROOT
     for line in tree.splitlines():
         name = line.split()[0]
         folder = ROOT / "02_pytorch_mnist" if line.startswith("  ") else ROOT
@@ -158,7 +157,6 @@ def test_the_table_of_options_equals_the_help(capsys):
 
 
 def test_options_named_in_the_text_exist(capsys):
-    known = ""
     for path in LESSONS:
         with pytest.raises(SystemExit):
             lesson(path.stem).main(["--help"])
