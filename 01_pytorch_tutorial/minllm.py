@@ -1,9 +1,9 @@
 """ミニ GPT を組み立て、トークン番号がロジットになるまでの形と、未来を見ない仕組みを確かめる。
 
-前のレッスン（learn_class_decision_boundary.py）との違い: GPT-2 と同じ部品（埋め込み、因果的自己注意、GELU の MLP、各部品の手前に置く LayerNorm）を
-小さく作る。訓練はまだしない。訓練するのは次の minllm_addition.py である。
+前のレッスン（learn_class_decision_boundary.py）との違い: GPT-2 と同じ部品（埋め込み、因果的自己注意、GELU の MLP、
+各部品の手前に置く LayerNorm）を小さく組む。訓練はまだしない。訓練するのは次の minllm_addition.py である。
 
-実行: python minllm.py
+実行: python minllm.py （終わった後も調べるなら python -i minllm.py。model や logits が残っている）
 結果（2 コアの CPU で約 2 秒）:
     lm_head         (2, 32, 1000)
     first loss 6.9258, ln(1000) = 6.9078
@@ -14,18 +14,22 @@
     - std=0.02 を 1.0 にすると、最初の損失はなぜ ln(1000) から離れるか。
 """
 
-import argparse
+# %% 準備
 import math
-import sys
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-BATCH_SIZE = 2
+SEED = 0
+
+device = torch.device("mps" if torch.backends.mps.is_available() else "cuda" if torch.cuda.is_available() else "cpu")
+print(f"device: {device}")
+torch.manual_seed(SEED)
 
 
+# %% モデル
 @dataclass
 class GPTConfig:
     """モデルの大きさ。GPT-2 small の値は順に 50257, 1024, 12, 12, 768 である。"""
@@ -37,29 +41,8 @@ class GPTConfig:
     n_embd: int = 64  # 1 トークンを表すベクトルの長さ
 
 
-def select_device(name):
-    """計算に使う torch.device を返す。auto なら MPS、CUDA、CPU の順に、使えるものを選ぶ。
-
-    Raises:
-        SystemExit: 指定されたデバイスがこのマシンで使えないとき。
-    """
-    available = {
-        "mps": torch.backends.mps.is_available(),
-        "cuda": torch.cuda.is_available(),
-        "cpu": True,
-    }
-    if name == "auto":
-        name = next(device for device in available if available[device])
-    if not available[name]:
-        sys.exit(f"エラー: デバイス {name} はこのマシンでは使えない。-d auto か -d cpu を指定する")
-    return torch.device(name)
-
-
 class CausalSelfAttention(nn.Module):
-    """自分と自分より前のトークンだけを見る、マルチヘッド自己注意。
-
-    出典: Vaswani et al., "Attention Is All You Need", https://arxiv.org/abs/1706.03762
-    """
+    """自分と自分より前のトークンだけを見る、マルチヘッド自己注意。出典: https://arxiv.org/abs/1706.03762"""
 
     def __init__(self, config):
         super().__init__()
@@ -80,9 +63,8 @@ class CausalSelfAttention(nn.Module):
         scores = query @ key.transpose(2, 3) / math.sqrt(head_size)  # (B, n_head, T, T)
         future = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(diagonal=1)
         scores = scores.masked_fill(future, -math.inf)  # softmax で 0 になり、未来のトークンは混ざらない
-        attention = scores.softmax(dim=3)  # 各行の和は 1
-        self.attention = attention.detach()  # どこを見たかを後で調べるための控え
-        x = attention @ value  # (B, n_head, T, T) @ (B, n_head, T, head_size) -> (B, n_head, T, head_size)
+        self.attention = scores.softmax(dim=3)  # 各行の和は 1。どこを見たかを後で調べられるように残す
+        x = self.attention @ value  # (B, n_head, T, T) @ (B, n_head, T, head_size) -> (B, n_head, T, head_size)
         x = x.transpose(1, 2).reshape(B, T, C)  # ヘッドを横につなぐ
         return self.c_proj(x)
 
@@ -113,20 +95,15 @@ class Block(nn.Module):
 
     def forward(self, x):
         """(B, T, n_embd) -> (B, T, n_embd)"""
-        # x をそのまま足す道（残差接続）があるので、層を重ねても勾配が入力側まで届く
-        x = x + self.attn(self.ln_1(x))
+        x = x + self.attn(self.ln_1(x))  # x をそのまま足す道（残差接続）があるので、層を重ねても勾配が届く
         return x + self.mlp(self.ln_2(x))
 
 
 class GPT(nn.Module):
-    """GPT-2 の形をしたモデル。ただし dropout はなく、lm_head の重みを wte と共有しない。
-
-    出典: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019)
-    """
+    """GPT-2 の形をしたモデル。ただし dropout、wte と lm_head の重みの共有、残差に足す層の初期値の 1/√(2·n_layer) 倍はない。"""
 
     def __init__(self, config):
         super().__init__()
-        self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # トークンの埋め込み
         self.wpe = nn.Embedding(config.block_size, config.n_embd)  # 位置の埋め込み
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
@@ -142,85 +119,40 @@ class GPT(nn.Module):
             nn.init.zeros_(module.bias)
 
     def forward(self, idx):
-        """トークン番号 (B, T)（int64、T は block_size 以下）-> ロジット (B, T, vocab_size)
-
-        Raises:
-            ValueError: T が block_size より長いとき。
-        """
+        """トークン番号 (B, T)（int64、T は block_size 以下）-> ロジット (B, T, vocab_size)"""
         T = idx.shape[1]
-        if T > self.config.block_size:
-            raise ValueError(f"sequence length {T} exceeds block_size {self.config.block_size}")
         x = self.wte(idx) + self.wpe(torch.arange(T, device=idx.device))  # (B, T, n_embd) + (T, n_embd)
         for block in self.h:
             x = block(x)  # (B, T, n_embd)
         return self.lm_head(self.ln_f(x))  # (B, T, n_embd) -> (B, T, vocab_size)
 
 
-@torch.no_grad()
-def print_shapes(model, idx):
-    """順伝播をしながら、各部品の出力の形を通った順に表示し、ロジット (B, T, vocab_size) を返す。"""
-    print(f"{'token ids':15s} {tuple(idx.shape)}")
-    # hook は、その部品の順伝播が終わるたびに (部品, 入力, 出力) を受け取って呼ばれる
-    hooks = [
-        part.register_forward_hook(lambda part, args, output, name=name: print(f"{name:15s} {tuple(output.shape)}"))
-        for name, part in model.named_modules()
-        if name not in ("", "h")
-    ]
-    logits = model(idx)
-    for hook in hooks:
-        hook.remove()
-    print(f"{'logits':15s} {tuple(logits.shape)}")
-    return logits
+config = GPTConfig()
+model = GPT(config).to(device).eval()
+for name, part in model.named_children():
+    print(f"{name:8s} {sum(p.numel() for p in part.parameters()):7d}")
+print(f"total    {sum(p.numel() for p in model.parameters()):7d}")
 
+# %% 形
+idx = torch.randint(config.vocab_size, (2, config.block_size)).to(device)  # (B, T)、でたらめなトークン番号の系列が 2 本
+print(f"{'token ids':15s} {tuple(idx.shape)}")
+hooks = []  # hook は、その部品の順伝播が終わるたびに (部品, 入力, 出力) を受け取って呼ばれる
+for name, part in model.named_modules():  # モデル自身も、空の名前で含まれる
+    hooks.append(part.register_forward_hook(
+        lambda part, args, output, name=name: print(f"{name or 'logits':15s} {tuple(output.shape)}")))
+with torch.no_grad():
+    logits = model(idx)  # (B, T) -> (B, T, vocab_size)
+for hook in hooks:
+    hook.remove()
 
-@torch.no_grad()
-def largest_change_before_last(model, idx):
-    """最後のトークンだけを別のものに変えたとき、それより前のロジットがどれだけ変わるか（最大の差）を返す。"""
-    changed = idx.clone()
-    changed[:, -1] = (changed[:, -1] + 1) % model.config.vocab_size
-    return (model(changed) - model(idx))[:, :-1].abs().max().item()
+# %% 最初の損失
+# どの位置でも次のトークンを当てる。だから正解は idx を 1 つずらしたものである
+first_loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), idx[:, 1:].flatten()).item()
+print(f"first loss {first_loss:.4f}, ln({config.vocab_size}) = {math.log(config.vocab_size):.4f}")
 
-
-def parse_args(argv):
-    """コマンドラインの引数を調べて返す。正しくない引数は 1 行で知らせて終わる（SystemExit）。"""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    # argparse の英語のエラーを、日本語の 1 行に置き換える
-    parser.error = lambda message: sys.exit(f"エラー: 引数が正しくない（{message}）。使い方は --help で見られる")
-    parser.add_argument("-d", "--device", choices=["auto", "cpu", "cuda", "mps"], default="auto",
-                        help="計算するデバイス（既定: auto。MPS、CUDA、CPU の順に使えるものを選ぶ）")
-    parser.add_argument("--seed", type=int, default=0, help="乱数のシード（既定: 0）")
-    args = parser.parse_args(argv)
-    if not 0 <= args.seed < 2**32:
-        parser.error("--seed は 0 以上 2**32 未満の整数にする")
-    return args
-
-
-def main(argv=None):
-    args = parse_args(argv)
-    device = select_device(args.device)
-    torch.manual_seed(args.seed)
-    print(f"device: {device}")
-
-    config = GPTConfig()
-    model = GPT(config).to(device).eval()
-    print("\nparameters:")
-    parameters = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
-    for name, number in {**parameters, "total": sum(parameters.values())}.items():
-        print(f"{name:8s} {number:7d}")
-
-    print("\nshapes (B, T, ...):")
-    idx = torch.randint(config.vocab_size, (BATCH_SIZE, config.block_size)).to(device)
-    logits = print_shapes(model, idx)
-
-    # どの位置でも、次のトークンを当てる。だから正解は idx を 1 つずらしたものである
-    first_loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), idx[:, 1:].flatten()).item()
-    print(f"\nfirst loss {first_loss:.4f}, ln({config.vocab_size}) = {math.log(config.vocab_size):.4f}")
-    change = largest_change_before_last(model, idx)
-    print(f"change the last token: the logits before it differ by {change}")
-    return {"model": model, "parameters": parameters, "logits": logits, "first_loss": first_loss, "change": change}
-
-
-if __name__ == "__main__":
-    if hasattr(sys.stdout, "reconfigure"):  # Jupyter の stdout にはない
-        sys.stdout.reconfigure(errors="backslashreplace")  # 端末が表せない文字があっても止まらない
-    main()
+# %% 未来を見ない証拠
+changed = idx.clone()
+changed[:, -1] = (changed[:, -1] + 1) % config.vocab_size  # 最後のトークンだけを別のものに変える
+with torch.no_grad():
+    difference = (model(changed) - logits)[:, :-1].abs().max().item()
+print(f"change the last token: the logits before it differ by {difference}")
