@@ -1,14 +1,17 @@
-"""テストの土台。レッスンを見つけ、写しの中で読者と同じように実行する。"""
+"""テストの土台。レッスンを、リポジトリの写しの中で、読者の python SCRIPT.py と同じように実行する。"""
 
-import functools
-import importlib.util
+import contextlib
+import io
 import os
+import re
+import runpy
 import shutil
-import subprocess
+import socket
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
-# 混んだマシンでは、他のスレッドを待つ間の長い空回りが計算を何倍も遅くするので、早めに眠らせる
+# 混んだマシンでは、スレッドが互いを待つ間の長い空回りが計算を何倍も遅くするので、早めに眠らせる
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 import matplotlib
@@ -17,32 +20,65 @@ matplotlib.use("Agg")  # テストの間は窓を開かない
 
 import matplotlib.pyplot as plt
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS = sorted(ROOT.glob("0*_*/*.py"))
 
 
-def load(path):
-    """レッスンをモジュールとして読み込む。"""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def files_in(folder):
+    """folder の中の全ファイルの {相対パス: (大きさ, 更新時刻)}。何かが作られたり変わったりしたかを比べる。"""
+    return {path.relative_to(folder).as_posix(): (path.stat().st_size, path.stat().st_mtime_ns)
+            for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
 
 
-@functools.cache
-def lesson(name):
-    """名前（拡張子なし）で、リポジトリのレッスンを読み込む。"""
-    return load(next(path for path in LESSONS if path.stem == name))
+def no_network(*args, **kwargs):
+    raise AssertionError("the network was asked")
 
 
-def tree(folder):
-    """folder の中の全ファイルの {相対パス: (大きさ, 更新時刻)}。何かが作られたり変わったりしたかを比べるために使う。"""
-    return {
-        path.relative_to(folder).as_posix(): (path.stat().st_size, path.stat().st_mtime_ns)
-        for path in folder.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
-    }
+class Reader:
+    """レッスンを実行する読者。同じ実行は一度しかせず、結果を覚えている。"""
+
+    def __init__(self, checkout, elsewhere):
+        self.checkout, self.elsewhere, self.results = checkout, elsewhere, {}
+
+    def execute(self, name, *args, runner=runpy.run_path, **constants):
+        """レッスン name を実行し、残った変数と、stdout、変わったファイル changed、path を持つ名前空間を返す。
+
+        constants は、写しの中で `名前 = …` の行をどう書き換えるかである。
+        """
+        path = next(self.checkout.glob(f"0*_*/{name}.py"))
+        source = path.read_text(encoding="utf-8")
+        changed_source = source
+        for constant, value in constants.items():
+            changed_source, count = re.subn(rf"^{constant} = .*", f"{constant} = {value!r}", changed_source, flags=re.M)
+            assert count == 1, constant
+        path.write_text(changed_source, encoding="utf-8", newline="\n")
+        before, threads, stdout = files_in(self.checkout), torch.get_num_threads(), io.StringIO()
+        try:
+            with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(stdout):
+                patch.chdir(self.elsewhere)
+                patch.setattr(sys, "argv", [str(path), *map(str, args)])
+                patch.setattr(socket.socket, "connect", no_network)
+                patch.setattr(socket, "getaddrinfo", no_network)
+                patch.setattr(plt, "show", lambda: None)
+                variables = runner(str(path), run_name="__main__")
+        finally:
+            after = files_in(self.checkout)
+            torch.set_num_threads(threads)
+            plt.close("all")
+            path.write_text(source, encoding="utf-8", newline="\n")
+        changed = {file for file in after if after[file] != before.get(file)}
+        for file in changed:
+            if file.endswith(".pth") and (ROOT / file).exists():
+                shutil.copy(ROOT / file, self.checkout / file)  # 後のレッスンは、同梱の重みを読む
+        return SimpleNamespace(**{**variables, "stdout": stdout.getvalue(), "changed": changed, "path": path})
+
+    def __call__(self, name, *args, **constants):
+        key = name, args, repr(constants)
+        if key not in self.results:
+            self.results[key] = self.execute(name, *args, **constants)
+        return self.results[key]
 
 
 @pytest.fixture(scope="session")
@@ -53,88 +89,24 @@ def checkout(tmp_path_factory):
     return copy
 
 
-def run_python(*args, cwd, env=None, prefix=(), timeout=300):
-    """別のプロセスで python を実行し、CompletedProcess（stdout と stderr は str）を返す。"""
-    return subprocess.run(
-        [*prefix, sys.executable, *map(str, args)],
-        cwd=cwd, env={**os.environ, "MPLBACKEND": "Agg", "DISPLAY": "", **(env or {})}, timeout=timeout,
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, encoding="utf-8",
-    )
-
-
-@functools.cache
-def offline():
-    """ネットワークのない名前空間でコマンドを実行するための前置き。使えない OS では空になる。"""
-    prefix = ("unshare", "-rn")
-    works = shutil.which("unshare") and subprocess.run([*prefix, "true"], capture_output=True).returncode == 0
-    return prefix if works else ()
-
-
-class Reader:
-    """読者のマシンを再現して、写しの中のレッスンを実行する。同じ実行は一度しかしない。
-
-    ネットワークも画面もなく、ASCII しか表示できない端末で、UserWarning とエンコーディングの警告はエラーになる。
-    """
-
-    def __init__(self, checkout, no_network):
-        self.checkout = checkout
-        self.results = {}
-        self.env = {
-            "PYTHONIOENCODING": "ascii", "PYTHONWARNDEFAULTENCODING": "1", "PYTHONPATH": str(no_network),
-        }
-
-    def __call__(self, script, *args):
-        """(stdout, stderr, 作られたか変わったファイルの集合) を返す。引数がなければ、リポジトリの外から実行する。"""
-        if (script, args) not in self.results:
-            path = self.checkout / script
-            before = tree(self.checkout)
-            result = run_python(
-                "-W", "error::UserWarning", "-W", "ignore::EncodingWarning", "-W", "error::EncodingWarning:__main__",
-                path, *args,
-                cwd=path.parent if args else self.checkout.anchor, env=self.env, prefix=offline(),
-            )
-            assert result.returncode == 0, result.stderr
-            after = tree(self.checkout)
-            changed = {name for name in after if after[name] != before.get(name)}
-            for name in changed:
-                if name.endswith(".pth"):  # 後の実行は、同梱の重みで行う
-                    shutil.copy(ROOT / name, self.checkout / name)
-            self.results[script, args] = result.stdout, result.stderr, changed
-        return self.results[script, args]
-
-
 @pytest.fixture(scope="session")
-def reader(checkout, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("no_network")
-    (folder / "sitecustomize.py").write_text(
-        "import socket\n"
-        "def refuse(*args, **kwargs):\n"
-        "    raise AssertionError('the network was asked')\n"
-        "socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse\n",
-        encoding="utf-8",
-    )
-    return Reader(checkout, folder)
-
-
-@pytest.fixture(autouse=True)
-def close_figures():
-    """開いた図を、テストごとに閉じる。"""
-    yield
-    plt.close("all")
+def run(checkout, tmp_path_factory):
+    """run("learn", SEED=1) や run("mnist", "-m", "cnn") のように使う。返すものは Reader.execute を見る。"""
+    return Reader(checkout, tmp_path_factory.mktemp("elsewhere"))
 
 
 @pytest.fixture
-def fails(capsys):
-    """main(args) が、日本語 1 行を stderr に出して 0 以外で終わることを確かめ、その行を返す関数。"""
+def refuse(run, checkout, capsys):
+    """refuse("mnist", "-e", "0") は、何も書かずに parser.error で終わることを確かめ、そのメッセージを返す。"""
 
-    def check(main, args):
+    def check(name, *args):
+        before = files_in(checkout)
         with pytest.raises(SystemExit) as exit_info:
-            main([str(arg) for arg in args])
-        message = exit_info.value.code
-        assert isinstance(message, str), message  # sys.exit(文字列) は stderr に書いて 1 で終わる
-        assert message.startswith("エラー: ") and message.endswith(("する", "みる", "戻す", "見られる", "確かめる")), message
-        assert "\n" not in message
-        assert "saved:" not in capsys.readouterr().out
+            run.execute(name, *args)
+        usage, _, message = capsys.readouterr().err.partition(f"{name}.py: error: ")
+        assert exit_info.value.code == 2 and usage.startswith("usage: ") and message
+        changed = {file: time for file, time in files_in(checkout).items() if time != before.get(file)}
+        assert not {file for file in changed if not file.endswith(".py")}
         return message
 
     return check

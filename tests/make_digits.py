@@ -1,6 +1,6 @@
 """images/digits/ の手書き風の数字を描く。使い方: python tests/make_digits.py [保存先のフォルダ]
 
-load_and_infer.py -i を試すための画像である。筆跡は下の折れ線を滑らかにしたもので、MNIST の画像は使っていない。
+mnist_handwriting.py を試すための画像である。筆跡は下の折れ線を滑らかにしたもので、MNIST の画像は使っていない。
 """
 
 import sys

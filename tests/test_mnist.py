@@ -1,45 +1,62 @@
 """02_pytorch_mnist のレッスンが、本物の MNIST を学び、読み、描く。"""
 
+import hashlib
 import os
+import pickle
+import random
 import re
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
-from conftest import ROOT, lesson
+from conftest import ROOT
 
 FOLDER = ROOT / "02_pytorch_mnist"
 RAW = FOLDER / "data" / "MNIST" / "raw"
+MD5 = {  # 公開されたファイルのもの。torchvision がダウンロードを確かめる値でもある
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}
 
 
-def read_test_set():
-    """torchvision を通さずに、テスト画像 (10000, 28, 28)（uint8）とラベル (10000,) を読む。"""
-    images = np.frombuffer((RAW / "t10k-images-idx3-ubyte").read_bytes(), np.uint8, offset=16).reshape(-1, 28, 28)
-    labels = np.frombuffer((RAW / "t10k-labels-idx1-ubyte").read_bytes(), np.uint8, offset=8)
+def read_mnist(kind):
+    """torchvision を通さずに読んだ、画像 (N, 28, 28)（uint8）とラベル (N,)。kind は "train" か "t10k"。"""
+    images = np.frombuffer((RAW / f"{kind}-images-idx3-ubyte").read_bytes(), np.uint8, offset=16).reshape(-1, 28, 28)
+    labels = np.frombuffer((RAW / f"{kind}-labels-idx1-ubyte").read_bytes(), np.uint8, offset=8)
     return images, labels
 
 
-def panels(figure):
-    """図の中の、見えている画像の区画。"""
-    return [axes for axes in figure.axes if axes.get_visible() and axes.images]
+def drawn_images(fig):
+    """図の中の、画像のある区画。"""
+    return [axes for axes in fig.axes if axes.images]
+
+
+# データ
+
+
+@pytest.mark.parametrize("name", MD5)
+def test_the_data_files_are_the_published_ones(name):
+    assert hashlib.md5((RAW / name).read_bytes()).hexdigest() == MD5[name]
+
+
+def test_the_note_beside_the_data_states_the_same_files():
+    note = (FOLDER / "data" / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"`(\S+-ubyte)` \| \S+ \| ([\d,]+) \| `(\w+)`", note)
+    assert {name: md5 for name, _, md5 in rows} == MD5
+    assert all((RAW / name).stat().st_size == int(size.replace(",", "")) for name, size, _ in rows)
+    assert "Yann LeCun, Corinna Cortes, Christopher J. C. Burges" in note and "Attribution-ShareAlike 3.0" in note
 
 
 # モデル
 
 
-@pytest.mark.parametrize("model_type, parameters", [("mlp", 79_510), ("cnn", 421_642)])
-def test_model_sizes(model_type, parameters):
-    model = lesson("mnist").MODELS[model_type]()
-    assert sum(p.numel() for p in model.parameters()) == parameters
-    assert model(torch.zeros(5, 1, 28, 28)).shape == (5, 10)
-
-
-def test_model_keys_and_shapes_are_the_promised_ones():
+def test_models_have_the_promised_keys_and_shapes(run):
     shapes = {model_type: {key: tuple(value.shape) for key, value in model_class().state_dict().items()}
-              for model_type, model_class in lesson("mnist").MODELS.items()}
+              for model_type, model_class in run("load_and_infer").MODELS.items()}
     assert shapes["mlp"] == {
         "fc1.weight": (100, 784), "fc1.bias": (100,), "fc2.weight": (10, 100), "fc2.bias": (10,),
     }
@@ -49,17 +66,15 @@ def test_model_keys_and_shapes_are_the_promised_ones():
         "classifier.1.weight": (128, 3136), "classifier.1.bias": (128,),
         "classifier.3.weight": (10, 128), "classifier.3.bias": (10,),
     }
-    first = lesson("mnist").CNN().features[0]
-    assert sum(p.numel() for p in first.parameters()) == 320
 
 
-def test_models_compute_what_their_weights_say():
+@torch.no_grad()
+def test_models_compute_what_their_weights_say(run):
     torch.manual_seed(0)
     x = torch.rand(3, 1, 28, 28)
-    mlp = lesson("mnist").MLP()
-    expected = (x.reshape(3, 784) @ mlp.fc1.weight.T + mlp.fc1.bias).clamp(min=0) @ mlp.fc2.weight.T + mlp.fc2.bias
-    torch.testing.assert_close(mlp(x), expected)
-    cnn = lesson("mnist").CNN()
+    mlp, cnn = (model_class() for model_class in run("load_and_infer").MODELS.values())
+    hidden = (x.reshape(3, 784) @ mlp.fc1.weight.T + mlp.fc1.bias).clamp(min=0)
+    torch.testing.assert_close(mlp(x), hidden @ mlp.fc2.weight.T + mlp.fc2.bias)
     w = cnn.state_dict()
     h = F.max_pool2d(F.conv2d(x, w["features.0.weight"], w["features.0.bias"], padding=1).relu(), 2)
     h = F.max_pool2d(F.conv2d(h, w["features.3.weight"], w["features.3.bias"], padding=1).relu(), 2).reshape(3, 3136)
@@ -70,315 +85,302 @@ def test_models_compute_what_their_weights_say():
 # mnist.py
 
 
-def test_load_mnist_gives_pixels_between_0_and_1():
-    images, labels = lesson("mnist").load_mnist(train=False)
-    expected, expected_labels = read_test_set()
-    assert images.dtype == torch.float32 and images.shape == (10_000, 1, 28, 28)
-    np.testing.assert_array_equal(images[:, 0].numpy(), expected.astype(np.float32) / np.float32(255))
-    np.testing.assert_array_equal(labels.numpy(), expected_labels)
+@pytest.mark.parametrize("args, target", [((), 98.4), (("-m", "cnn"), 99.3)], ids=["mlp", "cnn"])
+def test_mnist_reaches_its_accuracy(run, args, target):
+    lesson = run("mnist", *args)
+    assert lesson.test_accuracies[-1] >= target
+    assert f"test accuracy {lesson.test_accuracies[-1]:.2f}%\nsaved: " in lesson.stdout
 
 
-@pytest.fixture(scope="module")
-def short_training(tmp_path_factory):
-    """MLP を 1 エポックだけ訓練した結果と、その保存先。"""
-    folder = tmp_path_factory.mktemp("training")
-    result = lesson("mnist").main(["-d", "cpu", "-e", "1", "-w", str(folder / "w.pth"), "-o", str(folder / "c.png")])
-    return result, folder
+def test_mnist_reads_pixels_between_0_and_1(run):
+    lesson = run("mnist", EPOCHS={"mlp": 1, "cnn": 1})
+    for kind, images, labels in (("train", lesson.train_images, lesson.train_labels),
+                                 ("t10k", lesson.test_images, lesson.test_labels)):
+        expected, expected_labels = read_mnist(kind)
+        assert images.dtype == torch.float32
+        np.testing.assert_array_equal(images[:, 0].numpy(), expected / np.float32(255))
+        np.testing.assert_array_equal(labels.numpy(), expected_labels)
 
 
-def test_one_epoch_already_learns(short_training):
-    result, _ = short_training
-    history = result["history"]
-    assert history["test_accuracy"][0] > 94
-    assert len(history["batch_loss"]) == 469  # 60000 枚を 128 枚ずつ
-    assert history["batch_loss"][0] == pytest.approx(np.log(10), abs=0.15)  # 学ぶ前は当てずっぽう
-    sizes = np.array([128] * 468 + [96])
-    assert history["train_loss"][0] == pytest.approx(np.average(history["batch_loss"], weights=sizes), rel=1e-5)
+def test_mnist_one_epoch_already_learns(run):
+    lesson = run("mnist", EPOCHS={"mlp": 1, "cnn": 1})
+    assert lesson.test_accuracies[0] > 95
+    assert len(lesson.batch_losses) == 469  # 60,000 枚を 128 枚ずつ
+    assert lesson.batch_losses[0].item() == pytest.approx(np.log(10), abs=0.15)  # 学ぶ前は当てずっぽう
+    assert len(lesson.images) == 96  # 最後のバッチには、余りが入る
+    assert lesson.optimizer.param_groups[0]["lr"] < 1e-6 < lesson.LEARNING_RATE["mlp"]  # 学習率は下がりきった
 
 
-def test_the_learning_rate_rises_and_falls():
-    module = lesson("mnist")
-    model = module.MLP()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=8)
-    rates = []
-    optimizer.register_step_post_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
-    loader = torch.utils.data.DataLoader(
-        torch.utils.data.TensorDataset(torch.rand(16, 1, 28, 28), torch.randint(10, (16,))), batch_size=2
-    )
-    module.train_one_epoch(model, loader, optimizer, scheduler)
-    peak = rates.index(max(rates))
-    assert len(rates) == 8 and 0 < peak < 4 and max(rates) == pytest.approx(1e-2, rel=0.1)
-    assert rates == sorted(rates[:peak]) + sorted(rates[peak:], reverse=True) and rates[-1] < 1e-4
+def test_mnist_draws_what_it_measured(run):
+    lesson = run("mnist")
+    loss_axes, accuracy_axes = lesson.fig.axes
+    np.testing.assert_allclose(loss_axes.lines[0].get_ydata(), torch.stack(lesson.batch_losses))
+    np.testing.assert_allclose(loss_axes.lines[1].get_ydata(), lesson.test_losses)
+    np.testing.assert_allclose(accuracy_axes.lines[0].get_ydata(), lesson.test_accuracies)
 
 
-def test_the_weights_are_a_plain_state_dict_of_the_trained_model(short_training):
-    result, folder = short_training
-    saved = torch.load(folder / "w.pth", weights_only=True)
-    for key, tensor in result["model"].state_dict().items():
-        assert torch.equal(saved[key], tensor.cpu())
-    assert sorted(os.listdir(folder)) == ["c.png", "w.pth"]  # 一時ファイルは残らない
+def test_an_interrupted_save_keeps_the_old_weights(run, tmp_path, monkeypatch):
+    old = tmp_path / "weights.pth"
+    old.write_bytes(b"the old weights")
+
+    def interrupted(state_dict, path):
+        with open(path, "wb") as file:
+            file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run.execute("mnist", "-e", 1, "-w", old)
+    assert old.read_bytes() == b"the old weights"
 
 
-def test_the_learning_curve_shows_the_history(short_training):
-    result, folder = short_training
-    figure = lesson("mnist").draw(result["history"])
-    loss_axes, accuracy_axes = figure.axes
-    by_label = {line.get_label(): line for line in loss_axes.lines}
-    np.testing.assert_allclose(by_label["training, each batch"].get_ydata(), result["history"]["batch_loss"])
-    np.testing.assert_allclose(by_label["test"].get_ydata(), result["history"]["test_loss"])
-    np.testing.assert_allclose(accuracy_axes.lines[0].get_ydata(), result["history"]["test_accuracy"])
-    assert Image.open(folder / "c.png").size == (1000, 400)
+def test_a_training_that_diverges_keeps_the_old_weights(run, tmp_path):
+    old = tmp_path / "weights.pth"
+    old.write_bytes(b"the old weights")
+    with pytest.raises(SystemExit, match="発散した"):
+        run.execute("mnist", "-e", 1, "-w", old, LEARNING_RATE={"mlp": 1e20})
+    assert old.read_bytes() == b"the old weights" and os.listdir(tmp_path) == ["weights.pth"]
 
 
-def test_confused_pairs_are_counted():
-    labels = torch.tensor([4, 4, 4, 7, 7, 1, 2])
-    predictions = torch.tensor([9, 9, 4, 2, 7, 1, 3])
-    pairs = lesson("mnist").confused_pairs(predictions, labels)
-    assert pairs[0] == (4, 9, 2)
-    assert set(pairs[1:]) == {(7, 2, 1), (2, 3, 1)}
-    assert lesson("mnist").confused_pairs(labels, labels) == []
+# load_and_infer.py と同梱の重み
 
 
-def test_a_training_that_diverges_keeps_the_old_weights(tmp_path, monkeypatch, fails):
-    module = lesson("mnist")
-    monkeypatch.setattr(module, "evaluate", lambda model, images, labels: (float("nan"), labels))
-    old = tmp_path / "w.pth"
-    old.write_bytes(b"old")
-    message = fails(module.main, ["-d", "cpu", "-e", "1", "-b", "6000", "-w", old, "-o", tmp_path / "c.png"])
-    assert "発散" in message and "--lr" in message
-    assert old.read_bytes() == b"old"
+@pytest.mark.parametrize("model_type, target", [("mlp", 98.4), ("cnn", 99.3)])
+def test_the_shipped_weights_reach_their_accuracy(run, model_type, target):
+    lesson = run("load_and_infer", "-m", model_type, "-n", 10_000)
+    _, labels = read_mnist("t10k")
+    predictions = lesson.predictions.numpy()
+    wrong = np.flatnonzero(predictions != labels)
+    assert 10_000 - len(wrong) >= 100 * target
+    assert f"Correct: {10_000 - len(wrong)}  Incorrect: {len(wrong)}" in lesson.stdout
+    lines = [f"#{i} true {labels[i]} predicted {predictions[i]} ({lesson.probabilities[i]:.1%})" for i in wrong]
+    assert [line for line in lesson.stdout.splitlines() if line.startswith("#")] == lines
+    assert len(drawn_images(lesson.fig)) == 100
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 5])
-def test_one_batch_per_epoch_trains(tmp_path, capsys, epochs):
-    lesson("mnist").main(["-d", "cpu", "-e", str(epochs), "-b", "60000", "-w", str(tmp_path / "w.pth"),
-                          "-o", str(tmp_path / "c.png")])
-    assert f"epoch {epochs}/{epochs}" in capsys.readouterr().out
+def test_load_and_infer_draws_predictions_in_their_places(run):
+    lesson = run("load_and_infer", "-s", 240, "-n", 20)
+    images, labels = read_mnist("t10k")
+    wrong = 0
+    for i, axes in enumerate(drawn_images(lesson.fig), start=240):
+        np.testing.assert_allclose(axes.images[0].get_array(), images[i] / np.float32(255))
+        prediction = lesson.logits[i - 240].argmax().item()
+        probability = lesson.logits[i - 240].softmax(dim=0)[prediction]
+        wrong += prediction != labels[i]
+        mark, color = ("✓", "#0072B2") if prediction == labels[i] else ("✗", "#D55E00")
+        assert axes.get_title() == f"#{i}  true {labels[i]}\n{mark} {prediction} ({probability:.0%})"
+        assert axes.title.get_color() == color
+    assert i == 259 and wrong >= 1  # MLP が読み違える画像がある
+    assert lesson.fig.get_suptitle() == f"MLP: {20 - wrong} correct, {wrong} incorrect (20 drawn)"
 
 
-# 同梱の重みと load_and_infer.py
+def test_load_and_infer_stops_at_the_last_image(run):
+    lesson = run("load_and_infer", "-s", 9995, "-n", 20)
+    assert len(lesson.predictions) == len(drawn_images(lesson.fig)) == 5
 
 
-@pytest.mark.parametrize("model_type, target", [("mlp", 98.0), ("cnn", 99.2)])
-def test_the_shipped_weights_reach_their_accuracy(model_type, target, tmp_path, capsys):
-    result = lesson("load_and_infer").main(
-        ["-d", "cpu", "-m", model_type, "-n", "10000", "-o", str(tmp_path / "out.png")]
-    )
-    _, labels = read_test_set()
-    correct = int((result["predictions"].numpy() == labels).sum())
-    assert correct >= 100 * target
-    out = capsys.readouterr().out
-    assert f"Correct: {correct}  Incorrect: {10_000 - correct}" in out
-    assert "drawing the first 100 of 10000 images" in out
-    wrong = re.findall(r"^#(\d+) true (\d) predicted (\d) \((\S+)%\)$", out, re.M)
-    assert len(wrong) == 10_000 - correct
-    for index, true, predicted, probability in wrong:
-        assert labels[int(index)] == int(true) != int(predicted) == result["predictions"][int(index)]
-        assert float(probability) == pytest.approx(100 * result["probabilities"][int(index)].item(), abs=0.051)
-    assert len(panels(result["figure"])) == 100
+def test_load_and_infer_reads_the_weights_that_mnist_saves(run, tmp_path):
+    trained = run.execute("mnist", "-e", 1, "-w", tmp_path / "重み 1.pth")
+    assert os.listdir(tmp_path) == ["重み 1.pth"]  # 一時ファイルは残らない
+    lesson = run("load_and_infer", "-n", 1000, "-w", tmp_path / "重み 1.pth")
+    for key, tensor in trained.model.state_dict().items():
+        assert torch.equal(lesson.model.state_dict()[key], tensor)
+    assert lesson.correct > 920 and not lesson.model.training
 
 
-def test_predictions_are_drawn_in_their_places(tmp_path, capsys):
-    result = lesson("load_and_infer").main(["-d", "cpu", "-s", "240", "-n", "15", "-o", str(tmp_path / "out.png")])
-    images, labels = read_test_set()
-    drawn = panels(result["figure"])
-    assert len(drawn) == 15
-    for i, axes in enumerate(drawn):
-        np.testing.assert_allclose(axes.images[0].get_array(), images[240 + i] / np.float32(255))
-        prediction = result["predictions"][i].item()
-        mark = "✓" if prediction == labels[240 + i] else "✗"
-        assert axes.get_title() == (
-            f"#{240 + i}  true {labels[240 + i]}\n{mark} {prediction} ({result['probabilities'][i].item():.0%})"
-        )
-    titles = [axes.get_title() for axes in drawn]
-    assert any("✗" in title for title in titles)  # 247 番は MLP が読み違える
-    right, wrong = (next(axes for axes in drawn if mark in axes.get_title()) for mark in "✓✗")
-    assert right.title.get_color() != wrong.title.get_color()
-    assert right.spines["left"].get_linewidth() < wrong.spines["left"].get_linewidth()
-    num_wrong = str(titles).count("✗")
-    assert result["figure"].get_suptitle() == f"MLP: {15 - num_wrong} correct, {num_wrong} incorrect"
+# おかしな入力
 
 
-def test_a_range_past_the_end_stops_at_the_last_image(tmp_path, capsys):
-    result = lesson("load_and_infer").main(["-d", "cpu", "-s", "9995", "-n", "20", "-o", str(tmp_path / "out.png")])
-    assert len(result["predictions"]) == 5 and len(panels(result["figure"])) == 5
+@pytest.mark.parametrize("name, option, value", [
+    *[("mnist", "--epochs", value) for value in ("0", "-1", "1.5", "x", "")],
+    *[("load_and_infer", "--count", value) for value in ("0", "-1", "x")],
+    *[("load_and_infer", "--start-index", value) for value in ("-1", "10000", "nan")],
+    *[("mnist_cnn_features", "--start-index", value) for value in ("-1", "10000", "")],
+    *[(name, "--model-type", "rnn") for name in ("mnist", "load_and_infer", "mnist_errors")],
+    ("mnist", "--weights", "/no/such/folder/w.pth"), ("mnist", "--weights", "/"),
+])
+def test_options_out_of_range_are_refused(refuse, name, option, value):
+    assert option in refuse(name, f"{option}={value}")
 
 
-def test_probabilities_are_the_softmax_of_the_logits():
-    module = lesson("load_and_infer")
-    torch.manual_seed(0)
-    model, images = module.MLP().train(), torch.rand(700, 1, 28, 28)
-    predictions, probabilities = module.predict(model, images)
-    with torch.no_grad():
-        expected = torch.softmax(model(images), dim=1)
-    assert not model.training and not probabilities.requires_grad
-    assert torch.equal(predictions, expected.argmax(dim=1))
-    torch.testing.assert_close(probabilities, expected.max(dim=1).values)
+class CreatesAFile:
+    """pickle として読み込まれると、ファイルを作ってしまう物。"""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def bad_weights(path, trap):
+    """重みではないファイルの種類ごとに、それを path に書く関数。"""
+    shipped = (FOLDER / "mnist_mlp.pth").read_bytes()
+    wrong_shape = {**torch.load(FOLDER / "mnist_mlp.pth", weights_only=True), "fc2.bias": torch.zeros(11)}
+    return {
+        "a folder": path.mkdir,
+        "empty": lambda: path.write_bytes(b""),
+        "cut short": lambda: path.write_bytes(shipped[: len(shipped) // 2]),
+        "the last byte missing": lambda: path.write_bytes(shipped[:-1]),
+        "random": lambda: path.write_bytes(random.Random(0).randbytes(10_000)),
+        "text": lambda: path.write_text("重み", encoding="utf-8"),
+        "a pickle that runs code": lambda: path.write_bytes(pickle.dumps(CreatesAFile(trap))),
+        "saved code": lambda: torch.save({"fc1.weight": CreatesAFile(trap)}, path),
+        "a whole model": lambda: torch.save(torch.nn.Linear(2, 2), path),
+        "a list": lambda: torch.save([1, 2, 3], path),
+        "another shape": lambda: torch.save(wrong_shape, path),
+        "the other model": lambda: path.write_bytes((FOLDER / "mnist_cnn.pth").read_bytes()),
+    }
+
+
+@pytest.mark.parametrize("kind", bad_weights(FOLDER, None))
+def test_what_is_not_the_weights_is_refused(refuse, tmp_path, kind):
+    path, trap = tmp_path / "w.pth", tmp_path / "trap"
+    bad_weights(path, trap)[kind]()
+    message = refuse("load_and_infer", "-w", path)
+    assert f"{path} は mlp の重みとして読めない" in message and "-m cnn" in message
+    assert kind == "empty" or len(message.split("訓練し直す: ")[1]) > 5  # PyTorch の言う理由
+    assert not trap.exists()
+
+
+def test_missing_weights_are_to_be_trained(refuse, tmp_path):
+    assert "mnist.py -m cnn で訓練" in refuse("load_and_infer", "-m", "cnn", "-w", tmp_path / "none.pth")
+
+
+@pytest.mark.parametrize("name", ["mnist_errors", "mnist_cnn_features"])
+def test_lessons_with_shipped_weights_say_when_they_are_damaged(refuse, checkout, name):
+    weights = checkout / "02_pytorch_mnist" / "mnist_cnn.pth"
+    shipped = weights.read_bytes()
+    try:
+        weights.write_bytes(shipped[:1000])
+        assert "mnist.py -m cnn で訓練し直す" in refuse(name)
+        weights.unlink()
+        assert "mnist.py -m cnn で訓練して作る" in refuse(name)
+    finally:
+        weights.write_bytes(shipped)
 
 
 # mnistview.py と mnistview100.py
 
 
-def test_mnistview_draws_the_batch_it_prints(tmp_path, capsys):
-    result = lesson("mnistview").main(["-d", "cpu", "-o", str(tmp_path / "v.png")])
-    out = capsys.readouterr().out
-    assert "images shape (4, 1, 28, 28), values from 0.0 to 1.0" in out
-    assert f"values {result['labels'].tolist()}" in out
-    drawn = panels(result["figure"])
-    assert [axes.get_title() for axes in drawn] == [f"label {label}" for label in result["labels"]]
-    for axes, image in zip(drawn, result["images"]):
+def test_mnistview_draws_the_batch_it_prints(run):
+    lesson = run("mnistview")
+    assert "images shape (4, 1, 28, 28), values from 0.0 to 1.0" in lesson.stdout
+    assert f"values {lesson.labels.tolist()}" in lesson.stdout
+    train_images, train_labels = read_mnist("train")
+    for axes, image, label in zip(drawn_images(lesson.fig), lesson.images, lesson.labels):
+        assert axes.get_title() == f"label {label}"
         np.testing.assert_array_equal(axes.images[0].get_array(), image[0])
-    train_images, train_labels = lesson("mnist").load_mnist(train=True)
-    for image, label in zip(result["images"], result["labels"]):
-        same = (train_images == image).flatten(1).all(dim=1).nonzero().flatten()
-        assert len(same) == 1 and train_labels[same] == label  # ラベルは、その画像のものである
+        same = np.flatnonzero((train_images == (255 * image).round().byte().numpy()).all(axis=(1, 2)))
+        assert len(same) == 1 and train_labels[same] == label.item()  # ラベルは、その画像のものである
 
 
-def test_mnistview100_draws_every_image_under_its_index(tmp_path, capsys):
-    module = lesson("mnistview100")
-    result = module.main(["-d", "cpu", "-o", str(tmp_path / "v.png")])
-    out = capsys.readouterr().out
-    images, labels = read_test_set()
-    axes, = result["figure"].axes
+def test_mnistview100_draws_every_image_under_its_index(run):
+    lesson = run("mnistview100")
+    images, labels = read_mnist("t10k")
+    axes, = lesson.fig.axes
     mosaic = np.asarray(axes.images[0].get_array())
-    assert mosaic.shape == (10 * module.CELL,) * 2
-    np.testing.assert_array_equal(mosaic, result["mosaic"])
     assert [text.get_text() for text in axes.texts] == [str(label) for label in labels[:100]]
-    rows = [tick.get_text() for tick in axes.get_yticklabels()]
-    columns = [tick.get_text() for tick in axes.get_xticklabels()]
+    rows, columns = ([int(tick.get_text()) for tick in ticks] for ticks in
+                     (axes.get_yticklabels(), axes.get_xticklabels()))
     for i in range(100):
-        x, y = axes.get_xticks()[i % 10], axes.get_yticks()[i // 10]
-        assert int(rows[i // 10]) + int(columns[i % 10]) == i
-        left, top = int(x - module.CELL / 2), int(y - module.CELL / 2)
-        cell = mosaic[top:top + module.CELL, left:left + module.CELL]
-        np.testing.assert_array_equal(cell[module.GAP:, :28], images[i] / np.float32(255))
-        assert np.count_nonzero(cell) == np.count_nonzero(images[i])  # 余白には何もない
+        assert rows[i // 10] + columns[i % 10] == i
+        left, top = axes.get_xticks()[i % 10] - 14, axes.get_yticks()[i // 10] - 14
+        np.testing.assert_array_equal(mosaic[top:top + 28, left:left + 28], images[i] / np.float32(255))
         text_x, text_y = axes.texts[i].get_position()
-        assert left <= text_x < left + module.CELL and top <= text_y < top + module.GAP
-    counts = [int((labels[:100] == digit).sum()) for digit in range(10)]
-    assert "count " + " ".join(f"{count:2d}" for count in counts) in out and sum(result["counts"]) == 100
+        assert (text_x, text_y) == (left, top)
+    assert np.count_nonzero(mosaic) == np.count_nonzero(images[:100])  # 余白には何もない
+    counts = " ".join(f"{(labels[:100] == digit).sum():2d}" for digit in range(10))
+    assert f"count {counts}\n" in lesson.stdout
 
 
 # mnist_dummydata_weightconfirm.py
 
 
-def test_dummydata_every_change_is_minus_lr_times_gradient(tmp_path, capsys):
-    module = lesson("mnist_dummydata_weightconfirm")
-    result = module.main(["-d", "cpu", "-o", str(tmp_path / "w.png")])
-    losses, weight_means, gradients, changes = (np.array(column) for column in zip(*result["records"]))
-    np.testing.assert_allclose(changes, -module.LEARNING_RATE * gradients, rtol=1e-2, atol=1e-9)
-    np.testing.assert_allclose(np.diff(weight_means), changes[1:], rtol=1e-2, atol=1e-8)
-    assert abs(gradients).max() > 1e-4
-    assert losses[0] == pytest.approx(np.log(10), abs=0.2) and losses[-1] < 0.05
-    assert result["correct"] == module.BATCH_SIZE  # 乱数のラベルでも丸暗記できる
+def test_dummydata_every_weight_moves_by_minus_lr_times_gradient(run):
+    lesson = run("mnist_dummydata_weightconfirm")
+    rows = re.findall(r"^step +(\d+) .* change (\S+)  -lr\*grad (\S+)  largest difference (\S+)$", lesson.stdout, re.M)
+    assert [int(step) for step, *_ in rows] == [*range(1, 11), *range(20, 301, 10)]
+    for _, change, expected, difference in rows:
+        assert float(change) == pytest.approx(float(expected), rel=1e-2, abs=1e-9)
+        assert float(difference) < 1e-8
+    assert abs(float(rows[0][1])) > 1e-5  # 比べているのは 0 どうしではない
+    assert lesson.change.abs().max() > 1e-6
 
-    out = capsys.readouterr().out
-    printed = [int(step) for step in re.findall(r"^ *(\d+) +\d\.\d{4} ", out, re.M)]
-    assert printed == [*range(1, 11), *range(20, 301, 10)]
-    loss_axes, weight_axes = result["figure"].axes
-    np.testing.assert_allclose(loss_axes.lines[0].get_ydata(), losses)
-    np.testing.assert_allclose(weight_axes.lines[0].get_ydata(), weight_means)
+
+def test_dummydata_memorizes_random_labels(run):
+    lesson = run("mnist_dummydata_weightconfirm")
+    assert lesson.losses[0] == pytest.approx(np.log(10), abs=0.2) and lesson.losses[-1] < 0.05
+    assert "memorized: 64 of 64 random labels" in lesson.stdout
+    loss_axes, weight_axes = lesson.fig.axes
+    np.testing.assert_allclose(loss_axes.lines[0].get_ydata(), lesson.losses)
+    np.testing.assert_allclose(weight_axes.lines[0].get_ydata(), lesson.weight_means)
 
 
 # mnist_errors.py と mnist_cnn_features.py
 
 
-def test_errors_counts_every_image_and_shows_the_most_confident(tmp_path, capsys):
-    result = lesson("mnist_errors").main(["-d", "cpu", "-o", str(tmp_path / "e.png")])
-    images, labels = read_test_set()
-    predictions, probabilities = result["predictions"].numpy(), result["probabilities"].numpy()
+@pytest.mark.parametrize("model_type", ["mlp", "cnn"])
+def test_errors_counts_every_image_and_shows_the_most_confident(run, model_type):
+    lesson = run("mnist_errors", "-m", model_type)
+    images, labels = read_mnist("t10k")
+    predictions, probabilities = lesson.predictions.numpy(), lesson.probabilities.numpy()
     expected = np.zeros((10, 10), int)
     np.add.at(expected, (labels, predictions), 1)
-    np.testing.assert_array_equal(result["matrix"], expected)
+    for digit in range(10):
+        assert f"{digit:4d} " + " ".join(f"{count:4d}" for count in expected[digit]) in lesson.stdout
     wrong = np.flatnonzero(predictions != labels)
     most_confident = sorted(wrong, key=lambda i: -probabilities[i])[:20]
-    assert result["most_confident"].tolist() == most_confident
-    out = capsys.readouterr().out
-    for digit in range(10):
-        assert f"{digit:4d} " + " ".join(f"{count:4d}" for count in expected[digit]) in out
-    assert f"Correct: {10_000 - len(wrong)}  Incorrect: {len(wrong)}" in out
+    assert lesson.most_confident == most_confident
+    assert f"Correct: {10_000 - len(wrong)}  Incorrect: {len(wrong)}" in lesson.stdout
 
-    matrix_axes, *drawn = panels(result["figure"])
+    matrix_axes, *drawn = drawn_images(lesson.fig)
     colors = matrix_axes.images[0].get_array()
     assert np.trace(colors) == 0 and colors.sum() == len(wrong)  # 対角が、読み違いの濃淡を消さない
-    texts = {text.get_position(): text.get_text() for text in matrix_axes.texts}
-    assert all(texts[j, i] == (str(expected[i, j]) if expected[i, j] else "") for i in range(10) for j in range(10))
+    texts = {tuple(map(int, text.get_position())): int(text.get_text()) for text in matrix_axes.texts}
+    assert texts == {(j, i): expected[i, j] for i, j in np.argwhere(expected)}
     assert len(drawn) == 20
     for i, axes in zip(most_confident, drawn):
         np.testing.assert_allclose(axes.images[0].get_array(), images[i] / np.float32(255))
         assert axes.get_title().startswith(f"#{i}  true {labels[i]}\npredicted {predictions[i]} ")
 
 
-def test_confusion_matrix_of_known_predictions():
-    matrix = lesson("mnist_errors").confusion_matrix(torch.tensor([3, 3, 9, 0]), torch.tensor([3, 5, 9, 9]))
-    assert matrix.shape == (10, 10) and matrix.sum() == 4
-    assert matrix[3, 3] == matrix[3, 5] == matrix[9, 9] == matrix[0, 9] == 1
-
-
-def test_features_shows_what_the_layers_put_out(tmp_path, capsys):
-    module = lesson("mnist_cnn_features")
-    result = module.main(["-d", "cpu", "-s", "7", "-o", str(tmp_path / "f.png")])
-    model = module.CNN()
-    module.load_weights(model, FOLDER / "mnist_cnn.pth")
-    images, labels = read_test_set()
-    x = torch.from_numpy(images[7:8] / np.float32(255))[None]
-    out = capsys.readouterr().out
-    assert f"test image #7, label {labels[7]}" in out
-    titles = [axes.get_title() for axes in result["figure"].axes]
-    for i, (layer, (name, maps)) in enumerate(zip(model.features, result["outputs"].items())):
+@torch.no_grad()
+def test_features_are_the_outputs_of_each_stage(run):
+    lesson = run("mnist_cnn_features", "-s", 5)
+    x = lesson.image
+    assert torch.equal(x[0, 0], torch.from_numpy(read_mnist("t10k")[0][5] / np.float32(255)))
+    for (name, maps), layer in zip(lesson.outputs.items(), lesson.model.features):
         x = layer(x)
-        torch.testing.assert_close(maps, x[0].detach(), atol=1e-5, rtol=1e-4)
-        assert name == f"features.{i} {type(layer).__name__}"
-        row = next(line for line in out.splitlines() if line.startswith(name))
-        assert str(tuple(maps.shape)) in row and f"{maps.mean():.4f}" in row
-        if "ReLU" in name:
-            assert row.endswith(f"{(maps == 0).float().mean():6.1%}")
-        if "Conv2d" not in name:
-            assert f"{name}: " + " x ".join(map(str, maps.shape)) in titles
-    assert not any(layer._forward_hooks for layer in model.features)
+        torch.testing.assert_close(maps, x[0])
+        assert re.search(rf"^{name} +{re.escape(str(tuple(maps.shape)))} +{maps.mean():.4f}", lesson.stdout, re.M)
+    assert not any(layer._forward_hooks for layer in lesson.model.features)
 
 
-def test_features_names_the_edges_rightly():
-    module = lesson("mnist_cnn_features")
-    ramp = torch.tensor([-1.0, 0.0, 1.0])
-    right = ramp.expand(3, 3)  # 右へ明るくなる所に反応する: 縦に走るエッジ
-    down = right.T  # 行が -1、0、1 のフィルタは、横に走るエッジに反応する
-    filters = torch.stack([right, down, right + down, down - right, -right, torch.ones(3, 3) + right])
-    slope, direction, share = module.edge_slope(filters)
-    kinds = [module.EDGES[round(angle / 45) % 4] for angle in direction.tolist()]
-    assert kinds == ["vertical edges", "horizontal edges", "diagonal edges", "diagonal edges", "vertical edges",
-                     "vertical edges"]
-    torch.testing.assert_close(share, torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 6 / 15]))
-    assert slope[0] == 6
-    # 実際に、その向きのエッジで最も強く反応する
-    vertical_edge = torch.tensor([0.0, 0.0, 1.0]).expand(1, 1, 3, 3)
-    responses = F.conv2d(vertical_edge, filters[:2, None]).flatten()
-    assert responses[0] == 3 and responses[1] == 0
-
-
-def test_features_tiles_the_maps_in_order(tmp_path, capsys):
-    module = lesson("mnist_cnn_features")
-    maps = torch.arange(6.0).reshape(6, 1, 1).expand(6, 2, 3)
-    mosaic = module.tile_maps(maps, 3)
-    assert mosaic.shape == (2 * 3, 3 * 4)
-    for i in range(6):
-        top, left = i // 3 * 3, i % 3 * 4
-        assert mosaic[top:top + 2, left:left + 3].eq(i).all()
-        assert mosaic[top + 2, left:left + 4].isnan().all() and mosaic[top:top + 3, left + 3].isnan().all()
-
-
-def test_the_strongest_filters_respond_to_what_is_printed(tmp_path, capsys):
-    module = lesson("mnist_cnn_features")
-    result = module.main(["-d", "cpu", "-o", str(tmp_path / "f.png")])
-    out = capsys.readouterr().out
-    filters = result["filters"].numpy()
-    right = (filters[:, :, 2] - filters[:, :, 0]).sum(axis=1)
+def test_features_names_what_a_filter_responds_to(run):
+    lesson = run("mnist_cnn_features")
+    filters = lesson.filters[:, 0].numpy()
+    right = (filters[:, :, 2] - filters[:, :, 0]).sum(axis=1)  # 右へ 1 画素ごとに 1 明るくなる絵への反応
     down = (filters[:, 2] - filters[:, 0]).sum(axis=1)
-    slopes = np.hypot(right, down)
-    assert result["strongest"] == np.argsort(-slopes)[:3].tolist()
-    for i in result["strongest"]:
-        line = next(line for line in out.splitlines() if line.startswith(f"filter {i:2d}: slope {slopes[i]:.2f}"))
-        x, y = abs(right[i]), abs(down[i])
-        kind = "diagonal" if min(x, y) > np.tan(np.pi / 8) * max(x, y) else "vertical" if x > y else "horizontal"
-        assert f"responds to {kind} edges" in line
+    angles = np.arange(8) * np.pi / 4
+    responses = right[:, None] * np.cos(angles) + down[:, None] * np.sin(angles)  # (32, 8)
+    lines = [line for line in lesson.stdout.splitlines() if line.startswith("filter")]
+    for line, i in zip(lines, np.argsort(-responses.max(axis=1))[:3]):
+        direction = lesson.DIRECTIONS[responses[i].argmax()]
+        assert line == f"filter {i:2d}: {responses[i].max():.2f} where it gets brighter toward the {direction}"
+    assert lesson.DIRECTIONS[0] == "right" and lesson.DIRECTIONS[2] == "bottom" and len(lines) == 3
+
+
+def test_features_picture_shows_all_filters_and_maps_in_order(run):
+    lesson = run("mnist_cnn_features")
+    input_axes, filter_axes, *map_axes = drawn_images(lesson.fig)
+    np.testing.assert_array_equal(input_axes.images[0].get_array(), lesson.image[0, 0])
+    tiled = [(filter_axes, lesson.filters[:, 0])]
+    tiled += [(axes, lesson.outputs[axes.get_title().split(":")[0]]) for axes in map_axes]
+    assert len(tiled) == 5
+    for axes, maps in tiled:
+        mosaic = axes.images[0].get_array().filled(np.nan)
+        size = maps.shape[1]
+        for i, image in enumerate(maps.numpy()):
+            top, left = (1 + (size + 1) * position for position in divmod(i, 8))
+            np.testing.assert_array_equal(mosaic[top:top + size, left:left + size], image)

@@ -9,202 +9,179 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from conftest import lesson
-
-SEEDS = [0, 1, 2]
-
-
-def run(name, capsys, *args):
-    """レッスンを CPU で実行し、main の返り値と stdout を返す。"""
-    result = lesson(name).main(["-d", "cpu", *map(str, args)])
-    return result, capsys.readouterr().out
+every_seed = pytest.mark.parametrize("seed", [0, 1, 2])
 
 
 # simplenet.py
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_simplenet_layer_is_x_times_w_plus_b(capsys, seed):
-    result, out = run("simplenet", capsys, "--seed", seed)
-    layer, x = result["layer"], result["x"]
+@every_seed
+def test_simplenet_layer_is_x_times_w_plus_b(run, seed):
+    lesson = run("simplenet", SEED=seed)
+    layer, x = lesson.layer, lesson.x
     expected = np.array([[sum(x[i, k].item() * layer.weight[j, k].item() for k in range(3)) + layer.bias[j].item()
                           for j in range(2)] for i in range(4)])
-    np.testing.assert_allclose(result["y"].numpy(), expected, atol=1e-6)
-    np.testing.assert_allclose(result["by_hand"].numpy(), expected, atol=1e-6)
-    assert result["difference"] <= 1e-6
-    assert f"largest difference from x @ W.T + b: {result['difference']:.1e}" in out
+    np.testing.assert_allclose(lesson.y, expected, atol=1e-6)
+    np.testing.assert_allclose(lesson.by_hand, expected, atol=1e-6)
+    assert f"largest difference from x @ W.T + b: {lesson.difference:.1e}" in lesson.stdout
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_simplenet_names_the_values_that_relu_set_to_zero(capsys, seed):
-    result, out = run("simplenet", capsys, "--seed", seed)
-    before, after = result["before_relu"], result["after_relu"]
-    assert before.shape == after.shape == (2, 5)
-    zeros = [[i, j] for i in range(2) for j in range(5) if before[i, j] < 0]
-    assert zeros and result["zeroed"] == zeros
-    assert torch.equal(after, before.clamp(min=0))
-    assert f"ReLU set {len(zeros)} of 10 values to 0, at [row, column] {zeros}" in out
+@every_seed
+def test_simplenet_names_the_values_that_relu_set_to_zero(run, seed):
+    lesson = run("simplenet", SEED=seed)
+    zeros = [[i, j] for i in range(2) for j in range(5) if lesson.before_relu[i, j] < 0]
+    assert zeros and torch.equal(lesson.after_relu, lesson.before_relu.clamp(min=0))
+    assert f"ReLU set {len(zeros)} of 10 values to 0, at [row, column] {zeros}" in lesson.stdout
 
 
-def test_simplenet_initial_values_fill_the_stated_range():
-    module = lesson("simplenet")
-    for in_features in (3, 10, 784):
-        torch.manual_seed(0)
-        layer = nn.Linear(in_features, 500)
-        bound = module.initial_bound(layer)
-        assert bound == pytest.approx(in_features**-0.5)
-        values = torch.cat([layer.weight.flatten(), layer.bias]).detach()
-        assert values.abs().max() <= bound
-        assert values.max() > 0.98 * bound and values.min() < -0.98 * bound
-        assert values.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)  # 一様分布の標準偏差
+def test_simplenet_initial_values_fill_the_stated_range(run):
+    bound = float(re.search(r"within .* = \+-([\d.]+);", run("simplenet").stdout)[1])
+    assert bound == pytest.approx(3**-0.5, abs=1e-4)
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 5000)
+    values = torch.cat([layer.weight.flatten(), layer.bias]).detach()
+    assert values.abs().max() <= 3**-0.5 and values.std().item() == pytest.approx(3**-0.5 / math.sqrt(3), rel=0.02)
 
 
 # learn.py
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_learn_recovers_the_weights(capsys, tmp_path, seed):
-    module = lesson("learn")
-    result, out = run("learn", capsys, "--seed", seed, "-o", tmp_path / "learn.png")
-    true = [*module.TRUE_WEIGHT, module.TRUE_BIAS]
-    np.testing.assert_allclose(result["learned"], result["solved"], atol=1e-3)
-    np.testing.assert_allclose(result["learned"], true, atol=4 * module.NOISE_STD / math.sqrt(module.NUM_SAMPLES))
-    assert result["losses"][0] > 100 * result["losses"][-1]
-    assert result["losses"][-1] == pytest.approx(module.NOISE_STD**2, rel=0.25)
-    expected = sum(w * x for w, x in zip(module.TRUE_WEIGHT, module.NEW_SAMPLE)) + module.TRUE_BIAS
-    assert result["new_prediction"] == pytest.approx(expected, abs=0.1)
-    assert f"final loss {result['losses'][-1]:.4f}, noise variance {module.NOISE_STD**2:.4f}" in out
+@every_seed
+def test_learn_recovers_the_weights(run, seed):
+    lesson = run("learn", SEED=seed)
+    standard_error = lesson.NOISE_STD / math.sqrt(lesson.NUM_SAMPLES)
+    torch.testing.assert_close(lesson.learned, lesson.true, atol=4 * standard_error, rtol=0)
+    assert lesson.losses[-1] == pytest.approx(lesson.NOISE_STD**2, rel=0.25)
+    assert lesson.new_prediction == pytest.approx(2 * 1 - 3 * 2 + 0.5 * 3 + 1, abs=0.1)
 
 
-def test_learn_least_squares_agrees_with_numpy():
-    module = lesson("learn")
-    torch.manual_seed(0)
-    x, y = module.make_data()
-    weight, bias = module.least_squares(x, y)
-    design = np.column_stack([x.double().numpy(), np.ones(len(x))])
-    expected = np.linalg.lstsq(design, y.double().numpy(), rcond=None)[0][:, 0]
-    np.testing.assert_allclose([*weight.tolist(), bias.item()], expected, atol=1e-5)
+@every_seed
+def test_learn_agrees_with_least_squares(run, seed):
+    lesson = run("learn", SEED=seed)
+    design = np.column_stack([lesson.x, np.ones(lesson.NUM_SAMPLES)]).astype(float)
+    expected = np.linalg.lstsq(design, lesson.y.double().numpy(), rcond=None)[0][:, 0]
+    np.testing.assert_allclose(lesson.solved, expected, atol=1e-5)
+    np.testing.assert_allclose(lesson.learned, expected, atol=1e-3)
 
 
-def test_learn_draws_the_losses_and_the_predictions(capsys, tmp_path):
-    result, _ = run("learn", capsys, "-o", tmp_path / "learn.png")
-    loss_axes, fit_axes = result["figure"].axes
-    assert loss_axes.get_yscale() == "log"
-    np.testing.assert_allclose(loss_axes.lines[0].get_ydata(), result["losses"])
+def test_learn_draws_the_losses_and_the_predictions(run):
+    lesson = run("learn")
+    loss_axes, fit_axes = lesson.fig.axes
+    np.testing.assert_allclose(loss_axes.lines[0].get_ydata(), lesson.losses)
     points = fit_axes.collections[0].get_offsets()
-    assert len(points) == lesson("learn").NUM_SAMPLES
-    assert np.corrcoef(points[:, 0], points[:, 1])[0, 1] > 0.99
+    np.testing.assert_allclose(points, np.column_stack([lesson.y, lesson.predictions]))
 
 
 # learn_classify.py
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_classify_is_right_on_animals_it_has_not_seen(capsys, seed):
-    result, out = run("learn_classify", capsys, "--seed", seed)
-    assert result["held_out_accuracy"] >= 95
-    assert f"held-out accuracy {result['held_out_accuracy']:.1f}%" in out.split("one new animal")[0].splitlines()[-2]
+@every_seed
+def test_classify_is_right_on_animals_it_has_not_seen(run, seed):
+    lesson = run("learn_classify", SEED=seed)
+    correct = (lesson.model(lesson.held_out_features).argmax(dim=1) == lesson.held_out_labels).float().mean().item()
+    assert correct >= 0.95
+    assert f"held-out accuracy {100 * correct:.1f}%\nmuzzle" in lesson.stdout
+    assert not set(map(tuple, lesson.train_features.tolist())) & set(map(tuple, lesson.held_out_features.tolist()))
 
 
-def test_classify_holds_out_animals_and_the_clusters_overlap():
-    module = lesson("learn_classify")
-    torch.manual_seed(0)
-    features, labels, held_out, held_out_labels = module.make_data()
-    assert len(features) == 600 and len(held_out) == 400
-    assert not {tuple(row) for row in features.tolist()} & {tuple(row) for row in held_out.tolist()}
-    assert 0.4 < labels.float().mean() < 0.6 and 0.4 < held_out_labels.float().mean() < 0.6
-    assert features.min() > 0  # 長さである
-    for column in range(2):  # どちらの特徴量も、1 つだけでは 2 つのクラスを分けられない
-        dogs, cats = features[labels == 0, column], features[labels == 1, column]
+def test_classify_prints_loss_and_accuracy_of_the_same_weights(run):
+    lesson = run("learn_classify")
+    loss = F.cross_entropy(lesson.model(lesson.train_features), lesson.train_labels).item()
+    assert f"epoch {lesson.EPOCHS}  loss {loss:.4f}  " in lesson.stdout
+
+
+def test_classify_clusters_overlap(run):
+    lesson = run("learn_classify")
+    assert lesson.features.min() > 0  # 長さである
+    for dogs, cats in zip(lesson.dogs.T, lesson.cats.T):  # どちらの特徴量も、1 つだけでは 2 つのクラスを分けられない
         assert max(dogs.min(), cats.min()) < min(dogs.max(), cats.max())
 
 
-def test_classify_prints_probabilities_that_sum_to_one_and_a_doubtful_animal(capsys):
-    result, out = run("learn_classify", capsys)
-    rows = re.findall(r"logits \[ *(\S+), +(\S+)\]  P\(dog\) (\S+) \+ P\(cat\) (\S+) = (\S+)  (\w+)", out)
-    assert len(rows) == 5 and result["single"].shape == (1, 2) and result["batch"].shape == (4, 2)
-    for (dog_logit, cat_logit, dog, cat, total, name), printed in zip(rows, [*result["single"], *result["batch"]]):
-        assert float(total) == 1
-        assert printed.sum().item() == pytest.approx(1, abs=1e-6)
-        expected = 1 / (1 + math.exp(float(dog_logit) - float(cat_logit)))
-        assert float(cat) == pytest.approx(expected, abs=0.01)
-        assert name == ("cat" if float(cat_logit) > float(dog_logit) else "dog")
-    assert result["batch"][:3].max(dim=1).values.min() > 0.95
-    assert 0.3 < result["batch"][3, 1] < 0.7  # 迷う 1 匹
+def test_classify_prints_probabilities_that_sum_to_one_and_a_doubtful_animal(run):
+    lesson = run("learn_classify")
+    rows = re.findall(r"logits \[ *(\S+), +(\S+)\]  P\(dog\) (\S+) \+ P\(cat\) (\S+) = 1.000  (\w+)", lesson.stdout)
+    assert len(rows) == 4
+    for *numbers, name in rows:
+        dog_logit, cat_logit, dog, cat = map(float, numbers)
+        assert cat == pytest.approx(1 / (1 + math.exp(dog_logit - cat_logit)), abs=0.01)
+        assert name == ("cat" if cat > dog else "dog")
+    assert lesson.probabilities[:3].max(dim=1).values.min() > 0.95
+    assert 0.3 < lesson.probabilities[3, 1] < 0.7  # 迷う 1 匹
 
 
-def test_classify_reads_the_weights_as_the_data_were_made(capsys):
-    result, out = run("learn_classify", capsys)
-    muzzle, whiskers = result["cat_minus_dog"]
+def test_classify_reads_the_weights_as_the_data_were_made(run):
+    lesson = run("learn_classify")
+    muzzle, whiskers = lesson.cat_minus_dog
     assert muzzle < 0 < whiskers  # 鼻先は犬のほうが、ひげは猫のほうが長い
-    assert f"each extra cm of muzzle adds {muzzle:+.2f} to (cat logit - dog logit): it speaks for dog" in out
-    assert f"each extra cm of whiskers adds {whiskers:+.2f} to (cat logit - dog logit): it speaks for cat" in out
+    assert f"muzzle adds {muzzle:+.2f} to (cat logit - dog logit): it speaks for dog" in lesson.stdout
+    assert f"whiskers adds {whiskers:+.2f} to (cat logit - dog logit): it speaks for cat" in lesson.stdout
 
 
 # learn_class_decision_boundary.py
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_boundary_line_agrees_with_the_drawn_line(capsys, tmp_path, seed):
-    result, out = run("learn_class_decision_boundary", capsys, "--seed", seed, "-o", tmp_path / "b.png")
-    slope, intercept = result["slope"], result["intercept"]
+def test_boundary_has_the_classifier_of_the_lesson_before(run):
+    before, lesson = run("learn_classify"), run("learn_class_decision_boundary")
+    for name, tensor in before.model.state_dict().items():
+        assert torch.equal(tensor, lesson.model.state_dict()[name])
+
+
+@every_seed
+def test_boundary_line_agrees_with_the_drawn_line(run, seed):
+    lesson = run("learn_class_decision_boundary", SEED=seed)
     muzzle = torch.linspace(0, 12, 7)
-    on_line = torch.stack([muzzle, slope * muzzle + intercept], dim=1)
-    probabilities = result["model"](on_line).softmax(dim=1)
-    torch.testing.assert_close(probabilities, torch.full((7, 2), 0.5), atol=1e-3, rtol=0)
-    assert f"boundary: whiskers = {slope:.2f} * muzzle {intercept:+.2f}" in out
+    on_line = torch.stack([muzzle, lesson.slope * muzzle + lesson.intercept], dim=1)
+    torch.testing.assert_close(lesson.model(on_line).softmax(dim=1), torch.full((7, 2), 0.5), atol=1e-3, rtol=0)
+    assert f"boundary: whiskers = {lesson.slope:.2f} * muzzle {lesson.intercept:+.2f}" in lesson.stdout
 
-    axes = result["figure"].axes[0]
-    lines = [c for c in axes.collections if len(getattr(c, "levels", [])) == 1]
-    assert len(lines) == 1 and list(lines[0].levels) == [0.5]
-    vertices = np.concatenate([path.vertices for path in lines[0].get_paths()])
+    line, = [c for c in lesson.fig.axes[0].collections if list(getattr(c, "levels", [])) == [0.5]]
+    vertices = np.concatenate([path.vertices for path in line.get_paths()])
     assert len(vertices) > 50
-    np.testing.assert_allclose(vertices[:, 1], slope * vertices[:, 0] + intercept, atol=0.02)
+    np.testing.assert_allclose(vertices[:, 1], lesson.slope * vertices[:, 0] + lesson.intercept, atol=0.02)
 
 
-def test_boundary_picture_shows_every_animal_and_rings_the_wrong_ones(capsys, tmp_path):
-    result, out = run("learn_class_decision_boundary", capsys, "-o", tmp_path / "b.png")
-    axes, colorbar = result["figure"].axes
-    assert colorbar.get_ylabel() == "P(cat)"
-    scatters = {c.get_label(): c for c in axes.collections if c.get_label() in ("dog", "cat", "misclassified")}
-    features, labels, predictions = result["features"], result["labels"], result["predictions"]
-    np.testing.assert_allclose(scatters["dog"].get_offsets(), features[labels == 0])
-    np.testing.assert_allclose(scatters["cat"].get_offsets(), features[labels == 1])
-    np.testing.assert_allclose(scatters["misclassified"].get_offsets(), features[labels != predictions])
-    dog_marker, cat_marker = (scatters[name].get_paths()[0].vertices for name in ("dog", "cat"))
-    assert dog_marker.shape != cat_marker.shape
-    wrong = (labels != predictions).sum().item()
-    assert wrong > 0 and f"misclassified: {wrong} of 600 training animals" in out
+def test_boundary_picture_shows_every_animal_and_rings_the_wrong_ones(run):
+    lesson = run("learn_class_decision_boundary")
+    features, labels = lesson.train_features, lesson.train_labels
+    wrong = lesson.model(features).argmax(dim=1) != labels
+    drawn = {c.get_label(): c.get_offsets() for c in lesson.fig.axes[0].collections}
+    np.testing.assert_allclose(drawn["dog"], features[labels == 0])
+    np.testing.assert_allclose(drawn["cat"], features[labels == 1])
+    np.testing.assert_allclose(drawn["misclassified"], features[wrong])
+    assert wrong.any() and f"misclassified: {wrong.sum()} of 600 training animals" in lesson.stdout
 
 
-def test_boundary_grid_holds_the_model_s_probabilities(capsys, tmp_path):
-    result, _ = run("learn_class_decision_boundary", capsys, "-o", tmp_path / "b.png")
-    muzzle, whiskers, probabilities = result["grid"]
+def test_boundary_grid_holds_the_model_s_probabilities(run):
+    lesson = run("learn_class_decision_boundary")
     for row, column in [(0, 0), (17, 130), (199, 60)]:
-        point = torch.tensor([[muzzle[row, column], whiskers[row, column]]])
-        expected = result["model"](point).softmax(dim=1)[0, 1].item()
-        assert probabilities[row, column] == pytest.approx(expected, abs=1e-5)
+        point = torch.stack([lesson.grid_muzzle[column], lesson.grid_whiskers[row]])
+        expected = lesson.model(point).softmax(dim=0)[1].item()
+        assert lesson.cat_probability[row, column].item() == pytest.approx(expected, abs=1e-5)
 
 
 # minllm.py
 
 
 @pytest.fixture
-def gpt():
-    module = lesson("minllm")
+def gpt(run):
+    """訓練していないミニ GPT。テストが重みを変えてもよいように、毎回作る。"""
+    lesson = run("minllm")
     torch.manual_seed(0)
-    return module.GPT(module.GPTConfig()).eval()
+    return lesson.GPT(lesson.GPTConfig()).eval()
 
 
-def test_gpt_prints_the_stages(capsys):
-    result, out = run("minllm", capsys)
-    assert "token ids       (2, 32)" in out
-    assert "h.0.attn.c_attn (2, 32, 192)" in out
-    assert "logits          (2, 32, 1000)" in out
-    assert result["logits"].shape == (2, 32, 1000)
-    assert abs(result["first_loss"] - math.log(1000)) < 0.1
-    assert f"first loss {result['first_loss']:.4f}, ln(1000) = 6.9078" in out
-    assert result["change"] == 0 and "the logits before it differ by 0.0" in out
+@every_seed
+def test_gpt_first_loss_is_ln_of_the_vocabulary(run, seed):
+    lesson = run("minllm", SEED=seed)
+    assert abs(lesson.first_loss - math.log(1000)) < 0.1
+    assert f"first loss {lesson.first_loss:.4f}, ln(1000) = 6.9078" in lesson.stdout
+
+
+def test_gpt_prints_the_stages(run):
+    lesson = run("minllm")
+    for line in ("token ids       (2, 32)", "h.0.attn.c_attn (2, 32, 192)", "logits          (2, 32, 1000)"):
+        assert line in lesson.stdout.splitlines()
+    assert not any(part._forward_hooks for part in lesson.model.modules())
 
 
 @pytest.mark.parametrize("batch, length", [(1, 1), (2, 32), (3, 7), (5, 31)])
@@ -212,13 +189,9 @@ def test_gpt_takes_any_batch_and_length(gpt, batch, length):
     assert gpt(torch.randint(1000, (batch, length))).shape == (batch, length, 1000)
 
 
-def test_gpt_refuses_a_sequence_longer_than_block_size(gpt):
-    with pytest.raises(ValueError, match="33 exceeds block_size 32"):
-        gpt(torch.zeros(1, 33, dtype=torch.long))
-
-
 @torch.no_grad()
-def test_gpt_never_sees_the_future(gpt):
+def test_gpt_never_sees_the_future(run, gpt):
+    assert "change the last token: the logits before it differ by 0.0" in run("minllm").stdout
     idx = torch.randint(1000, (2, 32))
     logits = gpt(idx)
     for t in range(32):
@@ -229,22 +202,15 @@ def test_gpt_never_sees_the_future(gpt):
         assert difference[t:].gt(0).all(), t
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_gpt_first_loss_is_ln_of_the_vocabulary(capsys, seed):
-    result, _ = run("minllm", capsys, "--seed", seed)
-    assert abs(result["first_loss"] - math.log(1000)) < 0.1
-
-
-def test_gpt_parameters_counted_by_hand(capsys):
-    result, out = run("minllm", capsys)
+def test_gpt_parameters_counted_by_hand(run):
+    lesson = run("minllm")
     V, T, C = 1000, 32, 64
     attention = (C * 3 * C + 3 * C) + (C * C + C)
     mlp = (C * 4 * C + 4 * C) + (4 * C * C + C)
     expected = {"wte": V * C, "wpe": T * C, "h": 2 * (2 * 2 * C + attention + mlp), "ln_f": 2 * C, "lm_head": V * C}
-    assert result["parameters"] == expected
     for name, number in {**expected, "total": 230_144}.items():
-        assert re.search(rf"^{name} +{number}$", out, re.M)
-    names = {name for name, _ in result["model"].named_parameters()}
+        assert re.search(rf"^{name} +{number}$", lesson.stdout, re.M)
+    names = {name for name, _ in lesson.model.named_parameters()}
     assert {"wte.weight", "wpe.weight", "h.1.ln_1.weight", "h.1.attn.c_attn.weight", "h.1.attn.c_proj.bias",
             "h.1.ln_2.bias", "h.1.mlp.c_fc.weight", "h.1.mlp.c_proj.weight", "ln_f.weight", "lm_head.weight"} <= names
 
@@ -261,15 +227,12 @@ def test_gpt_starts_from_small_normal_weights(gpt):
 
 
 @torch.no_grad()
-def test_attention_agrees_with_pytorch_s():
-    module = lesson("minllm")
-    torch.manual_seed(0)
-    attention = module.CausalSelfAttention(module.GPTConfig())
+def test_attention_agrees_with_pytorch_s(gpt):
+    attention = gpt.h[0].attn
     x = torch.randn(3, 20, 64)
     query, key, value = (part.view(3, 20, 4, 16).transpose(1, 2) for part in attention.c_attn(x).split(64, dim=2))
     expected = F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2).reshape(3, 20, 64)
     torch.testing.assert_close(attention(x), attention.c_proj(expected), atol=1e-5, rtol=0)
-    assert attention.attention.triu(1).eq(0).all()
     torch.testing.assert_close(attention.attention.sum(dim=3), torch.ones(3, 4, 20))
 
 
@@ -296,7 +259,6 @@ def test_block_agrees_with_pytorch_s_transformer_layer(gpt):
 
 
 def test_gpt_can_overfit_one_batch(gpt):
-    torch.manual_seed(0)
     idx = torch.randint(1000, (2, 16))
     optimizer = torch.optim.AdamW(gpt.parameters(), lr=1e-2)
     for _ in range(60):
@@ -305,3 +267,74 @@ def test_gpt_can_overfit_one_batch(gpt):
         optimizer.step()
         optimizer.zero_grad()
     assert loss.item() < 0.1
+
+
+# minllm_addition.py
+
+
+def test_addition_learns_sums_it_has_not_seen(run):
+    lesson = run("minllm_addition")
+    train, held_out = (set(map(tuple, sums.tolist())) for sums in (lesson.train_data, lesson.held_out))
+    assert len(train) == 9000 and len(held_out) == 1000 and not train & held_out
+    answers = lesson.generate(lesson.held_out[:, :6])
+    right = sum(int(left) + int(plus) == int(answer) for left, plus, answer in
+                (re.split(r"[+=]", lesson.decode(row)) for row in answers))
+    assert right >= 990
+    assert f"held-out exact match: {right / 10:.1f}% of 1000 sums" in lesson.stdout
+
+
+def test_addition_writes_the_lowest_digit_first(run):
+    lesson = run("minllm_addition")
+    tokens = lesson.encode(47, 85)
+    assert "".join(lesson.VOCABULARY[token] for token in tokens) == "47+85=231"
+    assert lesson.decode(tokens) == "47+85=132" and lesson.decode(lesson.encode(3, 4)) == "03+04=007"
+
+
+@torch.no_grad()
+def test_addition_generates_from_the_prompt_alone_and_states_its_probabilities(run):
+    lesson = run("minllm_addition")
+    written = lesson.generate(lesson.held_out[:5, :6])
+    assert torch.equal(written[:, :6], lesson.held_out[:5, :6])
+    for length in (6, 7, 8):  # 1 文字ずつ、それまでの文字だけを見せて確かめる
+        logits = lesson.model(written[:, :length])[:, -1]
+        assert torch.equal(written[:, length], logits.argmax(dim=1))
+    text = "".join(lesson.VOCABULARY[token] for token in lesson.tokens[0])
+    for length in (6, 7, 8):
+        probability = lesson.model(lesson.tokens[:, :length])[0, -1].softmax(dim=0)[lesson.tokens[0, length]]
+        assert f"{text[:length]:8s} -> {text[length]}  (probability {probability:.4f})" in lesson.stdout
+
+
+def test_addition_trains_on_the_answers_alone(run):
+    lesson = run("minllm_addition", STEPS=100)
+    assert lesson.losses[0] == pytest.approx(math.log(12), abs=0.2)  # 学ぶ前は当てずっぽう
+    torch.testing.assert_close(lesson.answer_logits, lesson.logits[:, 5:])  # 6 文字目以降だけが、答えを当てる
+
+
+def test_addition_picture_shows_where_each_head_looks(run):
+    lesson = run("minllm_addition")
+    assert lesson.attention.shape == (2, 4, 3, 8)
+    torch.testing.assert_close(lesson.attention.sum(dim=3), torch.ones(2, 4, 3))
+    for row, position in enumerate([5, 6, 7]):
+        assert lesson.attention[:, :, row, position + 1:].eq(0).all()
+    maps = {axes.get_title(): axes for axes in lesson.fig.axes if axes.get_title().startswith("layer")}
+    assert list(maps) == [f"layer {layer}, head {head}" for layer in range(2) for head in range(4)]
+    np.testing.assert_allclose(maps["layer 1, head 3"].images[0].get_array(), lesson.attention[1, 3])
+    assert [tick.get_text() for tick in maps["layer 0, head 0"].get_yticklabels()] == ["ones: 2", "tens: 3", "hundreds: 1"]
+
+
+def test_the_ones_digit_looks_at_both_ones_digits(run):
+    # README が図から読み取っていること: 1 の位を書くとき、layer 0 のヘッドは 7 と 5 を手分けして見る
+    lesson = run("minllm_addition")
+    looked_at = {"47+85=23"[position] for position in lesson.attention[0, :, 0].argmax(dim=1)}
+    assert {"7", "5"} <= looked_at
+
+
+def test_addition_answers_questions(run):
+    lesson = run("minllm_addition", "-q", "12+34", "-q", "5+6", STEPS=100)
+    for prompt in ("47+85=", "12+34=", "05+06="):
+        assert f"question: {prompt}" in lesson.stdout
+
+
+@pytest.mark.parametrize("question", ["", "a+b", "100+1", "1+", "12", "1-2", "1+2+3", "１+２"])
+def test_addition_refuses_what_is_not_a_sum(refuse, question):
+    assert f"{question!r} は読めない" in refuse("minllm_addition", "-q", question)
