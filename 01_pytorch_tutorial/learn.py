@@ -8,7 +8,7 @@
              true  learned  least squares
     w[0]   2.0000   2.0074         2.0074
 試してみよう:
-    - NOISE_STD を 1.0 にすると、損失はどこで下げ止まるか。さらに NUM_SAMPLES を 10 にすると、重みはどれだけ外れるか。
+    - NOISE_STD を 1.0 にすると、損失はどこで下げ止まるか。さらに NUM_SAMPLES を 10 にすると、重みは真の値からどれだけ外れるか。
     - LEARNING_RATE を 0.01 にすると、100 エポックでは収束しない。1.1 にすると発散する。損失の曲線はどう違うか。
 """
 
@@ -24,8 +24,8 @@ TRUE_WEIGHT = torch.tensor([[2.0, -3.0, 0.5]])  # 訓練で見つけたい値
 TRUE_BIAS = torch.tensor([1.0])
 NOISE_STD = 0.1  # 目標値に混ぜる雑音の標準偏差
 NUM_SAMPLES = 500
-LEARNING_RATE = 0.1
-EPOCHS = 100
+LEARNING_RATE = 0.1  # 学習率。1 回の更新でどれだけ動かすかを決める
+EPOCHS = 100  # 全データを 1 回使うことを 1 エポックという
 NEW_SAMPLE = torch.tensor([[1.0, 2.0, 3.0]])  # 訓練の後で予測する、新しい入力
 PICTURE = Path(__file__).resolve().parent.parent / "images" / "learn.png"
 
@@ -42,12 +42,12 @@ x, y = x.to(device), y.to(device)
 # %% 訓練
 model = nn.Linear(3, 1).to(device)
 criterion = nn.MSELoss()  # 数値を当てる回帰なので、誤差の 2 乗の平均を損失にする
-optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
+optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)  # 勾配を使って、重みとバイアスを更新する
 losses = []
 for epoch in range(1, EPOCHS + 1):
     prediction = model(x)  # 順伝播: (N, 3) -> (N, 1)
-    loss = criterion(prediction, y)  # 損失
-    loss.backward()  # 逆伝播（勾配を求める）
+    loss = criterion(prediction, y)  # 損失（予測が目標値からどれだけ外れたか。小さいほどよい）
+    loss.backward()  # 逆伝播（勾配、つまり重みやバイアスを少し増やすと損失がどれだけ増えるかを求める）
     optimizer.step()  # 更新（勾配と逆の向きに、重みとバイアスを少し動かす）
     optimizer.zero_grad()  # 勾配の消去（消さないと次の勾配に足される）
 
@@ -56,17 +56,17 @@ for epoch in range(1, EPOCHS + 1):
         print(f"epoch {epoch:3d}  loss {loss.item():.4f}")
 
 # %% 最小二乗法と比べる
-# 平均二乗誤差を最小にする値は、訓練しなくても、連立方程式を解けば求まる。1 の列に掛かる係数がバイアスになる
+# 平均二乗誤差を最小にする値は、訓練を繰り返さなくても、最小二乗法で一度に求まる。1 の列に掛かる係数がバイアスになる
 design = torch.cat([x, torch.ones_like(y)], dim=1).cpu()  # (N, 4)
 solved = torch.linalg.lstsq(design, y.cpu()).solution.squeeze(1)  # (4, 1) -> (4,)
-learned = torch.cat([model.weight[0], model.bias]).detach().cpu()  # (4,)
+learned = torch.cat([model.weight[0], model.bias]).detach().cpu()  # (4,)。detach は勾配の記録から切り離す
 true = torch.cat([TRUE_WEIGHT[0], TRUE_BIAS])  # (4,)
 print("         true  learned  least squares")
 for i, name in enumerate(["w[0]", "w[1]", "w[2]", "b"]):
     print(f"{name:4s} {true[i]:8.4f} {learned[i]:8.4f} {solved[i]:14.4f}")
 difference = (learned - solved).abs().max().item()
 print(f"largest difference between learned and least squares: {difference:.1e}")
-print(f"final loss {losses[-1]:.4f}, noise variance {NOISE_STD**2:.4f}")  # 雑音は予測できないので、0 にはならない
+print(f"last loss {losses[-1]:.4f}, noise variance {NOISE_STD**2:.4f}")  # 雑音は予測できないので、0 には近づかない
 
 # %% 予測
 with torch.no_grad():  # ここからは予測だけなので、勾配はいらない

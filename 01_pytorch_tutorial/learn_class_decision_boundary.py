@@ -10,7 +10,7 @@
 試してみよう:
     - CAT_STD を大きくすると、誤って分類される点はどこに現れるか。
     - EPOCHS を 20 にすると、境界の両側の色の変わり方はどうなるか。
-    - 2 つのクラスの平均を同じひげの長さにすると、境界の傾きはどうなるか。
+    - ひげの長さの平均を 2 つのクラスでそろえると、境界の傾きはどうなるか。
 """
 
 # %% 準備
@@ -47,11 +47,11 @@ train_features, held_out_features = features[:NUM_TRAIN], features[NUM_TRAIN:]
 train_labels, held_out_labels = labels[:NUM_TRAIN], labels[NUM_TRAIN:]
 
 # %% 訓練（learn_classify.py と同じ）
-model = nn.Linear(2, 2).to(device)  # 入力は 2 つの特徴量、出力は 2 つのクラスのロジット
-criterion = nn.CrossEntropyLoss()  # クラスを当てる分類なので交差エントロピー。softmax はこの中で行う
+model = nn.Linear(2, 2).to(device)  # 2 つの特徴量から、クラスごとのロジット（確率になる前の点数）を出す
+criterion = nn.CrossEntropyLoss()  # 分類なので交差エントロピー: 正解のクラスの確率を p として -ln p の平均
 optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
 for epoch in range(1, EPOCHS + 1):
-    model.train()  # Dropout などを訓練用に切り替える。nn.Linear では変わらないが、いつも書く
+    model.train()  # 訓練用に切り替える。nn.Linear だけなら何も変わらないが、訓練と評価で働きの違う層もある
     logits = model(train_features)  # (600, 2) -> (600, 2)
     loss = criterion(logits, train_labels)
     loss.backward()
@@ -59,7 +59,7 @@ for epoch in range(1, EPOCHS + 1):
     optimizer.zero_grad()
 
     if epoch == 1 or epoch % 20 == 0:
-        print(f"epoch {epoch:3d}  loss {loss.item():.4f}")
+        print(f"epoch {epoch:3d}  loss {criterion(model(train_features), train_labels).item():.4f}")  # 更新した後の損失
 
 # %% 境界線の式
 # 境界では 2 つのロジットが等しい。重みとバイアスの差を w, b とすると w[0] * muzzle + w[1] * whiskers + b = 0 である
@@ -72,11 +72,11 @@ print(f"boundary: whiskers = {slope:.2f} * muzzle {intercept:+.2f}")
 low, high = train_features.min(dim=0).values - 0.5, train_features.max(dim=0).values + 0.5  # 点の 0.5 cm 外側まで描く
 grid_muzzle = torch.linspace(low[0], high[0], GRID_SIZE)
 grid_whiskers = torch.linspace(low[1], high[1], GRID_SIZE)
-whiskers, muzzle = torch.meshgrid(grid_whiskers, grid_muzzle, indexing="ij")  # (GRID_SIZE, GRID_SIZE) が 2 つ
+whiskers, muzzle = torch.meshgrid(grid_whiskers, grid_muzzle, indexing="ij")  # 行がひげ、列が鼻づらの表が 2 つ
 grid = torch.stack([muzzle, whiskers], dim=2).to(device)  # (GRID_SIZE, GRID_SIZE, 2)
 model.eval()
 with torch.no_grad():
-    cat_probability = model(grid).softmax(dim=2)[:, :, 1].cpu()  # (GRID_SIZE, GRID_SIZE, 2) -> (GRID_SIZE, GRID_SIZE)
+    cat_probability = model(grid).softmax(dim=2)[:, :, 1].cpu()  # nn.Linear は最後の次元に働く: (GRID_SIZE, GRID_SIZE)
     wrong = model(train_features).argmax(dim=1) != train_labels  # (600,)
     held_out_wrong = model(held_out_features).argmax(dim=1) != held_out_labels  # (400,)
 print(f"misclassified: {wrong.sum()} of {len(wrong)} training animals, "
@@ -87,12 +87,12 @@ fig, axes = plt.subplots(figsize=(8, 6), layout="constrained")
 contour = axes.contourf(grid_muzzle, grid_whiskers, cat_probability, levels=10, cmap="PuOr", alpha=0.5)
 fig.colorbar(contour, label="P(cat)")
 axes.contour(grid_muzzle, grid_whiskers, cat_probability, levels=[0.5], colors="black")  # 式を使わずに引いた境界線
-for index, (marker, color) in enumerate([("o", "#B35806"), ("^", "#542788")]):
+for index, (marker, color) in enumerate([("o", "#B35806"), ("^", "#542788")]):  # 下の * は (2, N) を x と y に分ける
     axes.scatter(*train_features[train_labels == index].cpu().T, s=18, marker=marker, color=color,
                  edgecolors="white", linewidths=0.4, label=CLASSES[index])
 axes.scatter(*train_features[wrong].cpu().T, s=110, facecolors="none", edgecolors="black", label="misclassified")
 axes.set(xlabel="muzzle length (cm)", ylabel="whisker length (cm)", title="Decision boundary: P(cat) = 0.5 on the line")
-fig.legend(loc="outside lower center", ncols=3)  # 点を隠さないように、図の外に置く
+fig.legend(loc="outside lower center", ncols=3)  # 点を隠さないように、グラフの枠の外に置く
 fig.savefig(PICTURE)
 print(f"saved: {PICTURE}")
 plt.show()

@@ -1,7 +1,7 @@
 """犬か猫かを、測った 2 つの長さから分類する。
 
 前のレッスン（learn.py）との違い: 答えが数値からクラスになる。モデルはクラスごとのロジットを返し、損失は
-交差エントロピーになり、訓練に使わなかったデータで正解率を測る。更新は、重みごとに歩幅を調整する Adam に替わる。
+交差エントロピーになり、訓練に使わなかったデータで正解率を測る。更新は、重みやバイアスごとに動かす幅を調整する Adam に替わる。
 
 実行: python learn_classify.py （終わった後も調べるなら python -i learn_classify.py）
 結果（2 コアの CPU で約 3 秒）:
@@ -9,7 +9,7 @@
 試してみよう:
     - CAT_MEAN を DOG_MEAN に近づけると、正解率はどう下がるか。
     - NEW_ANIMALS に、自分で考えた長さの動物を加える。
-    - EPOCHS を 20 にすると、迷う動物の確率はどう変わるか。
+    - EPOCHS を 20 にすると、4 匹の確率はどう変わるか。
 """
 
 # %% 準備
@@ -46,18 +46,18 @@ print(f"data: {len(train_features)} for training, {len(held_out_features)} held 
 
 # %% 訓練
 @torch.no_grad()
-def accuracy(features, labels):
-    """特徴量 (N, 2) のうち、最も大きいロジットのクラスが正解 (N,) と一致した割合（%）。"""
+def accuracy(model, features, labels):
+    """予測（ロジットが最も大きいクラス）が正解 labels (N,) と一致した割合（%）。features は (N, 2)。"""
     model.eval()  # 評価用に切り替える
     predictions = model(features).argmax(dim=1)  # (N, 2) -> (N,)
     return 100 * (predictions == labels).float().mean().item()
 
 
-model = nn.Linear(2, 2).to(device)  # 入力は 2 つの特徴量、出力は 2 つのクラスのロジット
-criterion = nn.CrossEntropyLoss()  # クラスを当てる分類なので交差エントロピー。softmax はこの中で行う
+model = nn.Linear(2, 2).to(device)  # 2 つの特徴量から、クラスごとのロジット（確率になる前の点数）を出す
+criterion = nn.CrossEntropyLoss()  # 分類なので交差エントロピー: 正解のクラスの確率を p として -ln p の平均
 optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
 for epoch in range(1, EPOCHS + 1):
-    model.train()  # Dropout などを訓練用に切り替える。nn.Linear では変わらないが、いつも書く
+    model.train()  # 訓練用に切り替える。nn.Linear だけなら何も変わらないが、訓練と評価で働きの違う層もある
     logits = model(train_features)  # (600, 2) -> (600, 2)
     loss = criterion(logits, train_labels)
     loss.backward()
@@ -67,8 +67,8 @@ for epoch in range(1, EPOCHS + 1):
     if epoch == 1 or epoch % 20 == 0:
         train_loss = criterion(model(train_features), train_labels).item()  # 正解率と同じく、更新した後の損失
         print(f"epoch {epoch:3d}  loss {train_loss:.4f}  "
-              f"train accuracy {accuracy(train_features, train_labels):.1f}%  "
-              f"held-out accuracy {accuracy(held_out_features, held_out_labels):.1f}%")
+              f"train accuracy {accuracy(model, train_features, train_labels):.1f}%  "
+              f"held-out accuracy {accuracy(model, held_out_features, held_out_labels):.1f}%")
 
 # %% 予測
 model.eval()
@@ -85,4 +85,4 @@ for (muzzle, whiskers), row, (dog, cat), prediction in zip(NEW_ANIMALS, new_logi
 cat_minus_dog = (model.weight[1] - model.weight[0]).tolist()
 for name, weight in zip(FEATURES, cat_minus_dog):
     animal = "cat" if weight > 0 else "dog"
-    print(f"each extra cm of {name} adds {weight:+.2f} to (cat logit - dog logit): it speaks for {animal}")
+    print(f"each extra cm of {name} adds {weight:+.2f} to (cat logit - dog logit): evidence for {animal}")

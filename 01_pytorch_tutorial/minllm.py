@@ -1,7 +1,7 @@
 """ミニ GPT を組み立て、トークン番号がロジットになるまでの形と、未来を見ない仕組みを確かめる。
 
 前のレッスン（learn_class_decision_boundary.py）との違い: GPT-2 と同じ部品（埋め込み、因果的自己注意、GELU の MLP、
-各部品の手前に置く LayerNorm）を小さく組む。訓練はまだしない。訓練するのは次の minllm_addition.py である。
+各部品の手前に置く LayerNorm）を小さく組む。訓練は次の minllm_addition.py で行う。
 
 実行: python minllm.py （終わった後も調べるなら python -i minllm.py。model や logits が残っている）
 結果（2 コアの CPU で約 2 秒）:
@@ -34,7 +34,7 @@ torch.manual_seed(SEED)
 class GPTConfig:
     """モデルの大きさ。GPT-2 small の値は順に 50257, 1024, 12, 12, 768 である。"""
 
-    vocab_size: int = 1000  # トークンの種類
+    vocab_size: int = 1000  # トークン（文章を区切った 1 単位）の種類の数
     block_size: int = 32  # 一度に読めるトークンの最大の長さ
     n_layer: int = 2  # ブロックの数
     n_head: int = 4  # 注意のヘッドの数
@@ -60,9 +60,9 @@ class CausalSelfAttention(nn.Module):
         key = key.view(B, T, self.n_head, head_size).transpose(1, 2)
         value = value.view(B, T, self.n_head, head_size).transpose(1, 2)
         # 内積の分散は head_size に比例する。softmax が 1 点に偏らないように √head_size で割る
-        scores = query @ key.transpose(2, 3) / math.sqrt(head_size)  # (B, n_head, T, T)
-        future = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(diagonal=1)
-        scores = scores.masked_fill(future, -math.inf)  # softmax で 0 になり、未来のトークンは混ざらない
+        scores = query @ key.transpose(2, 3) / math.sqrt(head_size)  # (B, n_head, T, T)、行の位置が列の位置を見る強さ
+        future = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(diagonal=1)  # 列が行より後なら True
+        scores = scores.masked_fill(future, -math.inf)  # -inf は softmax で 0 になるので、未来のトークンは混ざらない
         self.attention = scores.softmax(dim=3)  # 各行の和は 1。どこを見たかを後で調べられるように残す
         x = self.attention @ value  # (B, n_head, T, T) @ (B, n_head, T, head_size) -> (B, n_head, T, head_size)
         x = x.transpose(1, 2).reshape(B, T, C)  # ヘッドを横につなぐ
@@ -79,7 +79,7 @@ class MLP(nn.Module):
 
     def forward(self, x):
         """(B, T, n_embd) -> (B, T, n_embd)"""
-        x = F.gelu(self.c_fc(x), approximate="tanh")  # (B, T, n_embd) -> (B, T, 4 * n_embd)
+        x = F.gelu(self.c_fc(x), approximate="tanh")  # GELU は滑らかな ReLU: (B, T, n_embd) -> (B, T, 4 * n_embd)
         return self.c_proj(x)  # (B, T, 4 * n_embd) -> (B, T, n_embd)
 
 
@@ -88,7 +88,7 @@ class Block(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.ln_1 = nn.LayerNorm(config.n_embd)
+        self.ln_1 = nn.LayerNorm(config.n_embd)  # トークンごとに、ベクトルの平均を 0、分散を 1 に揃える
         self.attn = CausalSelfAttention(config)
         self.ln_2 = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config)
@@ -100,11 +100,11 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """GPT-2 の形をしたモデル。ただし dropout、wte と lm_head の重みの共有、残差に足す層の初期値の 1/√(2·n_layer) 倍はない。"""
+    """GPT-2 の形のモデル。ただし dropout、wte と lm_head の重みの共有、残差に足す層の初期値の縮小 1/√(2·n_layer) は省く。"""
 
     def __init__(self, config):
         super().__init__()
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # トークンの埋め込み
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # トークンの埋め込み（番号ごとに 1 本のベクトルを持つ表）
         self.wpe = nn.Embedding(config.block_size, config.n_embd)  # 位置の埋め込み
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd)
@@ -129,15 +129,15 @@ class GPT(nn.Module):
 
 config = GPTConfig()
 model = GPT(config).to(device).eval()
-for name, part in model.named_children():
+for name, part in model.named_children():  # 部品ごとのパラメータ（訓練で動く数）の個数
     print(f"{name:8s} {sum(p.numel() for p in part.parameters()):7d}")
 print(f"total    {sum(p.numel() for p in model.parameters()):7d}")
 
 # %% 形
 idx = torch.randint(config.vocab_size, (2, config.block_size)).to(device)  # (B, T)、でたらめなトークン番号の系列が 2 本
 print(f"{'token ids':15s} {tuple(idx.shape)}")
-hooks = []  # hook は、その部品の順伝播が終わるたびに (部品, 入力, 出力) を受け取って呼ばれる
-for name, part in model.named_modules():  # モデル自身も、空の名前で含まれる
+hooks = []  # hook は、その部品の順伝播が終わるたびに (部品, 入力, 出力) を渡されて呼ばれる
+for name, part in model.named_modules():  # モデル自身（名前は空）も含む。name=name は、その回の名前を覚えさせる
     hooks.append(part.register_forward_hook(
         lambda part, args, output, name=name: print(f"{name or 'logits':15s} {tuple(output.shape)}")))
 with torch.no_grad():
@@ -146,7 +146,7 @@ for hook in hooks:
     hook.remove()
 
 # %% 最初の損失
-# どの位置でも次のトークンを当てる。だから正解は idx を 1 つずらしたものである
+# どの位置でも次のトークンを当てるので、正解は idx を 1 つずらしたもの。flatten で (62, 1000) と (62,) にする
 first_loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), idx[:, 1:].flatten()).item()
 print(f"first loss {first_loss:.4f}, ln({config.vocab_size}) = {math.log(config.vocab_size):.4f}")
 

@@ -1,12 +1,12 @@
 """ミニ GPT をゼロから訓練し、2 桁までの足し算を覚えさせる。
 
-前のレッスン（minllm.py）との違い: 同じモデルが初めて学ぶ。「次の文字を当てる」訓練だけで、見たことのない問題も解ける。
+前のレッスン（minllm.py）との違い: 同じ構造のモデルが初めて学ぶ。「次の文字を当てる」訓練だけで、見たことのない問題も解ける。
 
-実行: python minllm_addition.py （質問を加えるなら -q "47+85"）
+実行: python minllm_addition.py （質問を加えるなら -q "8+56"）
 結果（2 コアの CPU で約 20 秒）:
     held-out exact match: 100.0% of 1000 sums
 試してみよう:
-    - NUM_HELD_OUT を 9000 に増やし、1,000 問だけで訓練すると何が起きるか。
+    - NUM_HELD_OUT を 9000 に増やし、1,000 問だけで訓練すると、損失と held-out の正解率はどう食い違うか。
 """
 
 # %% 準備
@@ -25,9 +25,9 @@ SEED = 0
 VOCABULARY = "0123456789+="  # 1 文字が 1 トークン。番号はこの並びでの位置
 PROMPT_LENGTH = 6  # "47+85=" の文字数
 ANSWER_LENGTH = 3  # 和は 3 桁。足りない桁は 0 で埋める
-NUM_HELD_OUT = 1000  # 訓練に使わない問題の数。丸暗記でなく計算できることを、これで確かめる
+NUM_HELD_OUT = 1000  # 訓練に使わない問題の数。丸暗記では解けない（ただし、左右を入れ替えた式は訓練に入りうる）
 STEPS = 1000
-BATCH_SIZE = 128
+BATCH_SIZE = 128  # 1 回の更新に使う問題の数
 LEARNING_RATE = 3e-3  # スケジュールの頂点での学習率
 PICTURE = Path(__file__).resolve().parent.parent / "images" / "minllm_addition.png"
 
@@ -38,7 +38,7 @@ for question in args.question:
     if not re.fullmatch(r"[0-9]{1,2}\+[0-9]{1,2}", question):
         parser.error(f"--question の {question!r} は読めない。47+85 のように、2 桁までの数を 2 つ + でつなぐ")
 
-torch.set_num_threads(1)  # 行列が小さければ 1 スレッドでも大差なく、ほかのプログラムがいても遅くならない
+torch.set_num_threads(1)  # 行列が小さければ 1 スレッドでも大差なく、ほかのプログラムが動いていても遅くなりにくい
 device = torch.device("mps" if torch.backends.mps.is_available() else "cuda" if torch.cuda.is_available() else "cpu")
 print(f"device: {device}")
 torch.manual_seed(SEED)
@@ -64,7 +64,7 @@ held_out, train_data = sums[:NUM_HELD_OUT], sums[NUM_HELD_OUT:]  # (1000, 9) と
 print(f"data: {len(train_data)} sums for training, {len(held_out)} held out")
 
 
-# %% モデル（minllm.py と同じ）
+# %% モデル（GPTConfig の値のほかは minllm.py と同じなので、読み飛ばしてよい）
 @dataclass
 class GPTConfig:
     """モデルの大きさ。最後の文字は当てるだけで読まないので、block_size は 1 文字少なくてよい。"""
@@ -95,9 +95,9 @@ class CausalSelfAttention(nn.Module):
         key = key.view(B, T, self.n_head, head_size).transpose(1, 2)
         value = value.view(B, T, self.n_head, head_size).transpose(1, 2)
         # 内積の分散は head_size に比例する。softmax が 1 点に偏らないように √head_size で割る
-        scores = query @ key.transpose(2, 3) / math.sqrt(head_size)  # (B, n_head, T, T)
-        future = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(diagonal=1)
-        scores = scores.masked_fill(future, -math.inf)  # softmax で 0 になり、未来のトークンは混ざらない
+        scores = query @ key.transpose(2, 3) / math.sqrt(head_size)  # (B, n_head, T, T)、行の位置が列の位置を見る強さ
+        future = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(diagonal=1)  # 列が行より後なら True
+        scores = scores.masked_fill(future, -math.inf)  # -inf は softmax で 0 になるので、未来のトークンは混ざらない
         self.attention = scores.softmax(dim=3)  # 各行の和は 1。どこを見たかを後で調べられるように残す
         x = self.attention @ value  # (B, n_head, T, T) @ (B, n_head, T, head_size) -> (B, n_head, T, head_size)
         x = x.transpose(1, 2).reshape(B, T, C)  # ヘッドを横につなぐ
@@ -114,7 +114,7 @@ class MLP(nn.Module):
 
     def forward(self, x):
         """(B, T, n_embd) -> (B, T, n_embd)"""
-        x = F.gelu(self.c_fc(x), approximate="tanh")  # (B, T, n_embd) -> (B, T, 4 * n_embd)
+        x = F.gelu(self.c_fc(x), approximate="tanh")  # GELU は滑らかな ReLU: (B, T, n_embd) -> (B, T, 4 * n_embd)
         return self.c_proj(x)  # (B, T, 4 * n_embd) -> (B, T, n_embd)
 
 
@@ -123,7 +123,7 @@ class Block(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.ln_1 = nn.LayerNorm(config.n_embd)
+        self.ln_1 = nn.LayerNorm(config.n_embd)  # トークンごとに、ベクトルの平均を 0、分散を 1 に揃える
         self.attn = CausalSelfAttention(config)
         self.ln_2 = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config)
@@ -135,11 +135,11 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """GPT-2 の形をしたモデル。ただし dropout、wte と lm_head の重みの共有、残差に足す層の初期値の 1/√(2·n_layer) 倍はない。"""
+    """GPT-2 の形のモデル。ただし dropout、wte と lm_head の重みの共有、残差に足す層の初期値の縮小 1/√(2·n_layer) は省く。"""
 
     def __init__(self, config):
         super().__init__()
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # トークンの埋め込み
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # トークンの埋め込み（番号ごとに 1 本のベクトルを持つ表）
         self.wpe = nn.Embedding(config.block_size, config.n_embd)  # 位置の埋め込み
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd)
@@ -179,13 +179,13 @@ def generate(idx):
 
 
 # %% 訓練
-optimizer = torch.optim.AdamW(model.parameters())
+optimizer = torch.optim.AdamW(model.parameters())  # Adam に重みの減衰を加えたもの。学習率は scheduler が決める
 # 学習率を最初の 3 割で頂点まで上げ、残りでほぼ 0 まで下げる。出典: https://arxiv.org/abs/1708.07120
 scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=LEARNING_RATE, total_steps=STEPS)
-losses, exact_matches = [], {}  # 毎ステップの損失と、{ステップ: 検証用の問題の正解率（%）}
+losses, exact_matches = [], {}  # 毎ステップの損失と、{ステップ: 訓練に使わない問題の正解率（%）}
 for step in range(1, STEPS + 1):
     model.train()
-    batch = train_data[torch.randint(len(train_data), (BATCH_SIZE,)).to(device)]  # (B, 9)
+    batch = train_data[torch.randint(len(train_data), (BATCH_SIZE,)).to(device)]  # 無作為に選ぶ（ミニバッチ）: (B, 9)
     # 因果マスクのおかげで、どの位置も後ろの文字を見ていない。だから 1 回の順伝播で、答えの 3 文字をまとめて訓練できる
     logits = model(batch[:, :-1])  # (B, 8) -> (B, 8, vocab_size)。どの位置も 1 文字先を当てる
     answer_logits = logits[:, -ANSWER_LENGTH:]  # 問題の部分は損失に入れない。2 つの数は乱数で、当てようがない
@@ -215,7 +215,7 @@ for question in args.question:
     print(f"question: {decode(tokens[0])}")
     for i in range(PROMPT_LENGTH, len(text)):
         print(f"  {text[:i]:8s} -> {text[i]}  (probability {probabilities[i - 1, tokens[0, i]]:.4f})")
-# 最後の質問で、答えを書く 3 つの位置が、各文字をどれだけ見ていたか: (n_layer, n_head, 3, T)
+# 最後の順伝播（最後の質問）で、答えを書く 3 つの位置が各文字をどれだけ見たか: (n_layer, n_head, 3, T)
 attention = torch.cat([block.attn.attention for block in model.h])[:, :, -ANSWER_LENGTH:].cpu()
 
 # %% 図

@@ -1,4 +1,4 @@
-"""全結合層（nn.Linear）が何を計算しているのかを、PyTorch と手計算の両方で動かして確かめる。ここが出発点である。
+"""全結合層（nn.Linear）が何を計算しているのかを、その式を自分で書いて計算した値と比べて確かめる。
 
 実行: python simplenet.py （終わった後も調べるなら python -i simplenet.py。net や layer が残っている）
 結果（2 コアの CPU で約 2 秒）:
@@ -24,7 +24,7 @@ torch.manual_seed(SEED)
 
 # %% モデル
 class SimpleNet(nn.Module):
-    """全結合層 1 つと ReLU だけのネットワーク。(B, 10) -> (B, 5)"""
+    """全結合層 1 つと ReLU だけのネットワーク。(B, 10) -> (B, 5)。B は一度に通すサンプルの数（バッチ）である。"""
 
     def __init__(self):
         super().__init__()
@@ -38,22 +38,22 @@ class SimpleNet(nn.Module):
 # %% 全結合層と ReLU
 net = SimpleNet().to(device)  # CPU で作ってから移すと、どのデバイスでも同じシードから同じ値が出る
 samples = torch.randn(2, 10).to(device)  # 2 個のサンプルを一度に通す
-with torch.no_grad():  # 学習しないので、勾配の準備はいらない
+with torch.no_grad():  # 訓練しないので、勾配（次のレッスンで使う）を求める準備を省く
     before_relu = net.fc(samples)
-    after_relu = net(samples)
-zeroed = (after_relu == 0).nonzero().tolist()
+    after_relu = net(samples)  # net(...) と呼ぶと、forward(...) が実行される
+zeroed = (after_relu == 0).nonzero().tolist()  # 条件が成り立つ位置 [行, 列] のリスト
 print(f"input, shape {tuple(samples.shape)}:\n{samples}")
 print(f"before ReLU, shape {tuple(before_relu.shape)}:\n{before_relu}")
 print(f"after ReLU, shape {tuple(after_relu.shape)}:\n{after_relu}")
 print(f"ReLU set {len(zeroed)} of {after_relu.numel()} values to 0, at [row, column] {zeroed}")
 
-# %% 手計算と比べる
+# %% 式で計算した値と比べる
 layer = nn.Linear(3, 2).to(device)
 x = torch.randn(4, 3).to(device)
 with torch.no_grad():
     y = layer(x)  # (4, 3) -> (4, 2)
-    by_hand = x @ layer.weight.T + layer.bias  # (4, 3) @ (3, 2) + (2,) -> (4, 2)
-difference = (y - by_hand).abs().max().item()
+    by_hand = x @ layer.weight.T + layer.bias  # (4, 3) @ (3, 2) + (2,) -> (4, 2)。バイアスは 4 行すべてに足される
+difference = (y - by_hand).abs().max().item()  # 環境や大きさによっては、丸めで 1e-7 ほどの差が出る
 print(f"\nweight W:\n{layer.weight.data}\nbias b:\n{layer.bias.data}")
 print(f"x:\n{x}\nlayer(x), shape {tuple(y.shape)}:\n{y}\nx @ W.T + b:\n{by_hand}")
 print(f"largest difference from x @ W.T + b: {difference:.1e}")

@@ -8,7 +8,7 @@
     Correct: 20  Incorrect: 0  (accuracy 100.00%)
 試してみよう:
     - -n 10000 で全部のテスト画像を読ませ、-m cnn と読み違いの数を比べる。
-    - 1 周だけ訓練したモデルはどう読むか。mnist.py -e 1 -w try.pth の後に -w try.pth を付ける。
+    - 1 周だけ訓練したモデルはどう読むか。mnist.py -e 1 -w try.pth の後に -n 10000 -w try.pth を付ける。
 """
 
 # %% 準備
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.datasets import MNIST
 
-MAX_DRAWN = 100  # これより多いと 1 枚 1 枚が小さすぎるので、図には先頭だけを描く
+MAX_DRAWN = 100  # これより多いと図が縦に長くなりすぎるので、先頭だけを描く
 HERE = Path(__file__).resolve().parent
 PICTURE = HERE.parent / "images" / "load_and_infer01.png"
 
@@ -38,13 +38,13 @@ if not 0 <= args.start_index < 10_000:
 if args.count < 1:
     parser.error("--count は 1 以上にする")
 if not weights.exists():
-    parser.error(f"重みのファイル {weights} がない。mnist.py -m {args.model_type} で訓練して作る")
+    parser.error(f"重みのファイル {weights} がない。mnist.py -m {args.model_type} -w {weights} で訓練して作る")
 
 device = torch.device("mps" if torch.backends.mps.is_available() else "cuda" if torch.cuda.is_available() else "cpu")
 print(f"device: {device}")
 
 
-# %% モデル
+# %% モデル（mnist.py と同じ）
 class MLP(nn.Module):
     """画素を一列に並べて読む、2 層の全結合ネットワーク（79,510 パラメータ）。"""
 
@@ -85,6 +85,7 @@ class CNN(nn.Module):
         x = self.features(x)  # (B, 1, 28, 28) -> (B, 64, 7, 7)
         return self.classifier(x)  # (B, 64, 7, 7) -> (B, 10)
 
+
 # %% 重みの読み込み
 MODELS = {"mlp": MLP, "cnn": CNN}
 model = MODELS[args.model_type]()
@@ -97,27 +98,26 @@ model = model.to(device, memory_format=torch.channels_last).eval()  # eval() は
 print(f"model: {args.model_type}")
 
 # %% データ
-test_set = MNIST(HERE / "data", train=False, download=True)  # データは同梱なので、ダウンロードは起こらない
-chosen = slice(args.start_index, args.start_index + args.count)  # 終わりを越えた分は、最後の画像で止まる
+test_set = MNIST(HERE / "data", train=False, download=True)  # 同梱のファイルを使い、無いときだけダウンロードする
+chosen = slice(args.start_index, args.start_index + args.count)  # 最後の画像を越えた分は、切り捨てられる
 images = test_set.data[chosen].unsqueeze(1) / 255  # (10000, 28, 28) -> (N, 1, 28, 28)、値は [0, 1]
 labels = test_set.targets[chosen]  # (N,)
 
 # %% 予測
 with torch.no_grad():
     logits = torch.cat([model(batch.to(device)) for batch in images.split(200)]).cpu()  # 小分けにして、メモリを抑える
-probabilities, predictions = logits.softmax(dim=1).max(dim=1)  # (N, 10) -> (N,) が 2 つ
+probabilities, predictions = logits.softmax(dim=1).max(dim=1)  # (N, 10) -> 最大の確率 (N,) と、その番号、つまり予測した数字 (N,)
 wrong = predictions != labels
 for i in wrong.nonzero().flatten().tolist():
     print(f"#{args.start_index + i} true {labels[i]} predicted {predictions[i]} ({probabilities[i]:.1%})")
-incorrect = wrong.sum().item()
-correct = len(labels) - incorrect
-print(f"Correct: {correct}  Incorrect: {incorrect}  (accuracy {correct / len(labels):.2%})")
+correct = (~wrong).sum().item()
+print(f"Correct: {correct}  Incorrect: {len(labels) - correct}  (accuracy {correct / len(labels):.2%})")
 
 # %% 図
 drawn = images[:MAX_DRAWN]
 rows = math.ceil(len(drawn) / 10)
 fig = plt.figure(figsize=(12, 0.5 + 1.55 * rows), layout="constrained")
-fig.suptitle(f"{args.model_type.upper()}: {correct} correct, {incorrect} incorrect ({len(drawn)} drawn)")
+fig.suptitle(f"{args.model_type.upper()}: {correct} correct, {len(labels) - correct} incorrect ({len(drawn)} drawn)")
 for i, image in enumerate(drawn):
     color, mark = ("#D55E00", "\N{BALLOT X}") if wrong[i] else ("#0072B2", "\N{CHECK MARK}")
     axes = fig.add_subplot(rows, 10, i + 1, xticks=[], yticks=[])

@@ -7,8 +7,8 @@
     model: mlp (79510 parameters)
     epoch 7/7  train loss 0.3779  test loss 0.1074  test accuracy 98.58%
 試してみよう:
-    - -m cnn -e 1 -w try.pth で 1 周だけ訓練すると、CNN はどこまで届くか。
-    - LEARNING_RATE を 1/10 にすると学習曲線はどう変わるか（テストの正解率を見て選んだ値では、正解率が高めに出る）。
+    - -m cnn -e 1 -w try.pth で 1 周だけ訓練すると、正解率はどこまで上がるか。
+    - LEARNING_RATE を 1/10 にして -w try.pth を付けると、学習曲線はどう変わるか（テストを見て選んだ値の正解率は高めに出る）。
 """
 
 # %% 準備
@@ -26,9 +26,9 @@ from torchvision.datasets import MNIST
 SEED = 0
 EPOCHS = {"mlp": 7, "cnn": 2}  # 訓練データを何周するか
 BATCH_SIZE = {"mlp": 128, "cnn": 64}  # 1 回の更新に使う画像の枚数
-LEARNING_RATE = {"mlp": 1e-2, "cnn": 8e-3}  # スケジュールの頂点での学習率
+LEARNING_RATE = {"mlp": 1e-2, "cnn": 8e-3}  # 学習率の最大値。訓練の途中で上げ下げする
 WEIGHT_DECAY = {"mlp": 0.05, "cnn": 0.1}  # 重みを 0 へ引き戻す強さ。丸暗記を抑える
-LABEL_SMOOTHING = 0.05  # 正解の確率の目標を 1 より少し下げる。重みが大きくなり続けることと、過信を抑える
+LABEL_SMOOTHING = 0.05  # ラベル平滑化: 正解の確率の目標を 1 より少し下げ、過信を抑える
 HERE = Path(__file__).resolve().parent
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -38,14 +38,14 @@ parser.add_argument("-w", "--weights", type=Path, help="重みの保存先（既
 args = parser.parse_args()  # セルごとに実行するときは parse_args([]) とする
 epochs = EPOCHS[args.model_type] if args.epochs is None else args.epochs
 weights = args.weights or HERE / f"mnist_{args.model_type}.pth"
-picture = HERE.parent / "images" / f"mnist_{args.model_type}.png"
+picture = HERE.parent / "images" / f"{weights.stem}.png"
 if epochs < 1:
     parser.error("--epochs は 1 以上にする")
 if weights.is_dir() or not weights.parent.is_dir():
     parser.error(f"--weights の {weights} には保存できない。今あるフォルダの中のファイル名を指定する")
 
 if args.model_type == "mlp":
-    torch.set_num_threads(1)  # 行列が小さければ 1 スレッドでも大差なく、ほかのプログラムがいても遅くならない
+    torch.set_num_threads(1)  # 行列が小さければ 1 スレッドでも大差なく、ほかのプログラムが動いていても遅くなりにくい
 device = torch.device("mps" if torch.backends.mps.is_available() else "cuda" if torch.cuda.is_available() else "cpu")
 print(f"device: {device}")
 torch.manual_seed(SEED)
@@ -58,7 +58,7 @@ train_images, train_labels = (train_set.data.unsqueeze(1) / 255).to(device), tra
 test_images, test_labels = (test_set.data.unsqueeze(1) / 255).to(device), test_set.targets.to(device)
 print(f"data: {len(train_images)} training images, {len(test_images)} test images")
 
-# 1 バッチ分の番号をまとめて渡すと（batch_size=None）、1 枚ずつ取り出して積むより速い
+# 働きは batch_size=…, shuffle=True と同じ。1 バッチ分の番号をまとめて渡すので、1 枚ずつ取り出して積むより速い
 # 出典: https://docs.pytorch.org/docs/stable/data.html#disable-automatic-batching
 dataset = TensorDataset(train_images, train_labels)
 batch_sampler = BatchSampler(RandomSampler(dataset), BATCH_SIZE[args.model_type], drop_last=False)
@@ -108,19 +108,19 @@ class CNN(nn.Module):
 
 
 MODELS = {"mlp": MLP, "cnn": CNN}
-model = MODELS[args.model_type]().to(device, memory_format=torch.channels_last)  # CPU での畳み込みが速い並べ方（実測）
+model = MODELS[args.model_type]().to(device, memory_format=torch.channels_last)  # CPU の畳み込みが速い並べ方（実測）
 print(f"model: {args.model_type} ({sum(p.numel() for p in model.parameters())} parameters)")
 
 # %% 訓練
 optimizer = torch.optim.AdamW(model.parameters(), weight_decay=WEIGHT_DECAY[args.model_type], fused=True)  # fused で速くなる
-# 学習率を最初の 3 割で頂点まで上げ、残りでほぼ 0 まで下げる（β1 は逆に動く）。出典: https://arxiv.org/abs/1708.07120
+# 学習率を最初の 3 割で上げ、残りでほぼ 0 まで下げる（AdamW の β1 は逆に動く）。出典: https://arxiv.org/abs/1708.07120
 scheduler = torch.optim.lr_scheduler.OneCycleLR(
     optimizer, max_lr=LEARNING_RATE[args.model_type], total_steps=epochs * len(train_loader))
 batch_losses, test_losses, test_accuracies = [], [], []
 for epoch in range(1, epochs + 1):
     model.train()
     for step, (images, labels) in enumerate(train_loader, start=1):
-        # データ拡張: バッチごとに縦横へ -1、0、1 画素ずらす。数字の意味は変わらず、位置の違いに強くなる
+        # データ拡張: バッチごとに縦横へ -1、0、1 画素ずらし、位置の違いに強くする（roll は端が反対側に回るが、縁は余白である）
         shifts = torch.randint(-1, 2, (2,)).tolist()
         logits = model(images.roll(shifts, dims=(2, 3)))  # (B, 1, 28, 28) -> (B, 10)
         loss = F.cross_entropy(logits, labels, label_smoothing=LABEL_SMOOTHING)
@@ -155,7 +155,7 @@ fig, (loss_axes, accuracy_axes) = plt.subplots(1, 2, figsize=(10, 4), layout="co
 batches = torch.arange(1, len(batch_losses) + 1) / len(train_loader)  # 横軸の単位をエポックに揃える
 loss_axes.plot(batches, torch.stack(batch_losses).cpu(), color="#0072B2", linewidth=0.5, label="training")
 loss_axes.plot(range(1, epochs + 1), test_losses, "s--", color="#D55E00", label="test")
-loss_axes.set(xlabel="epoch", ylabel="cross-entropy loss", yscale="log", title="Loss (training: shifted, smoothed)")
+loss_axes.set(xlabel="epoch", ylabel="cross-entropy loss", yscale="log", title="Loss (training: shifts, soft labels)")
 loss_axes.legend()
 accuracy_axes.plot(range(1, epochs + 1), test_accuracies, "s--", color="#D55E00")
 accuracy_axes.set(xlabel="epoch", ylabel="test accuracy (%)", title="Accuracy")

@@ -1,6 +1,6 @@
 """MNIST の画像を DataLoader から 4 枚取り出し、ラベルとともに眺める。
 
-前のレッスンまでとの違い: 手書き数字の画像 60,000 枚が入力になる。学習の前に、形と値の範囲とラベルを目で確かめる。
+前のレッスンまでとの違い: 手書き数字の画像 60,000 枚が入力になる。訓練の前に、形と値の範囲とラベルを目で確かめる。
 
 実行: python mnistview.py
 結果（2 コアの CPU で約 4 秒）:
@@ -23,8 +23,8 @@ PICTURE = Path(__file__).resolve().parent.parent / "images" / "mnistview.png"
 torch.manual_seed(SEED)
 
 # %% データ
-dataset = MNIST(Path(__file__).resolve().parent / "data", train=True, download=True)  # 同梱なので、ダウンロードは起こらない
-pixels = dataset.data.unsqueeze(1) / 255  # (60000, 28, 28)、0 から 255 -> (60000, 1, 28, 28)、0 から 1
+dataset = MNIST(Path(__file__).resolve().parent / "data", train=True, download=True)  # 同梱のファイルを使い、無いときだけダウンロードする
+pixels = dataset.data.unsqueeze(1) / 255  # チャネルの軸を足す: (60000, 28, 28)、0 から 255 -> (60000, 1, 28, 28)、0 から 1
 train_loader = DataLoader(TensorDataset(pixels, dataset.targets), batch_size=BATCH_SIZE, shuffle=True)
 images, labels = next(iter(train_loader))  # 最初のバッチだけを使う
 print(f"images shape {tuple(images.shape)}, values from {images.min()} to {images.max()}")
@@ -33,7 +33,7 @@ print(f"labels shape {tuple(labels.shape)}, values {labels.tolist()}")
 # %% 図
 fig, grid = plt.subplots(1, BATCH_SIZE, figsize=(2.5 * BATCH_SIZE, 2.9), layout="constrained")
 for axes, image, label in zip(grid, images, labels):
-    axes.imshow(image[0], cmap="gray_r", vmin=0, vmax=1)  # 0 を白、1 を黒で描く
+    axes.imshow(image[0], cmap="gray_r", vmin=0, vmax=1)  # (1, 28, 28) -> (28, 28)。0 を白、1 を黒で描く
     axes.set(title=f"label {label}", xticks=[0, 27], yticks=[0, 27])
 fig.savefig(PICTURE)
 print(f"saved: {PICTURE}")

@@ -7,7 +7,7 @@
     digit  0  1  2  3  4  5  6  7  8  9
     count  8 14  8 11 14  7 10 15  2 11
 試してみよう:
-    - 自分なら読み違えそうな番号を控え、load_and_infer.py -n 100 の結果と比べる。
+    - 自分なら読み違えそうな番号を控え、後のレッスンの load_and_infer.py -n 100 が示す確率と比べる。
     - START_INDEX を変えて、別の 100 枚を見る。
 """
 
@@ -23,14 +23,14 @@ GAP = 8  # 画像と画像の間（画素）。ラベルを書く場所になる
 PICTURE = Path(__file__).resolve().parent.parent / "images" / "mnistview100.png"
 
 # %% データ
-dataset = MNIST(Path(__file__).resolve().parent / "data", train=False, download=True)  # 同梱なので、ダウンロードは起こらない
+dataset = MNIST(Path(__file__).resolve().parent / "data", train=False, download=True)  # train=False はテスト用の 10,000 枚
 images = dataset.data[START_INDEX:START_INDEX + 100].unsqueeze(1) / 255  # (100, 1, 28, 28)、値は [0, 1]
 labels = dataset.targets[START_INDEX:START_INDEX + 100]  # (100,)
 print("digit " + " ".join(f"{digit:2d}" for digit in range(10)))
 print("count " + " ".join(f"{count:2d}" for count in labels.bincount(minlength=10)))
 
 # %% 図
-mosaic = make_grid(images, nrow=10, padding=GAP)[0]  # (100, 1, 28, 28) -> (3, 368, 368) の 1 枚目。灰色なので 3 枚は同じ
+mosaic = make_grid(images, nrow=10, padding=GAP)[0]  # (100, 1, 28, 28) -> (3, 368, 368) の先頭のチャネル。白黒なので 3 つとも同じ
 fig, axes = plt.subplots(figsize=(7, 7), layout="constrained")
 axes.imshow(mosaic, cmap="gray_r", vmin=0, vmax=1)
 for i, label in enumerate(labels.tolist()):

@@ -244,7 +244,8 @@ def test_what_is_not_the_weights_is_refused(refuse, tmp_path, kind):
 
 
 def test_missing_weights_are_to_be_trained(refuse, tmp_path):
-    assert "mnist.py -m cnn で訓練" in refuse("load_and_infer", "-m", "cnn", "-w", tmp_path / "none.pth")
+    weights = tmp_path / "none.pth"
+    assert f"mnist.py -m cnn -w {weights} で訓練" in refuse("load_and_infer", "-m", "cnn", "-w", weights)
 
 
 @pytest.mark.parametrize("name", ["mnist_errors", "mnist_cnn_features"])
@@ -367,7 +368,7 @@ def test_features_names_what_a_filter_responds_to(run):
     lines = [line for line in lesson.stdout.splitlines() if line.startswith("filter")]
     for line, i in zip(lines, np.argsort(-responses.max(axis=1))[:3]):
         direction = lesson.DIRECTIONS[responses[i].argmax()]
-        assert line == f"filter {i:2d}: {responses[i].max():.2f} where it gets brighter toward the {direction}"
+        assert line == f"filter {i:2d}: {responses[i].max():.2f} where pixel values rise toward the {direction}"
     assert lesson.DIRECTIONS[0] == "right" and lesson.DIRECTIONS[2] == "bottom" and len(lines) == 3
 
 
