@@ -16,13 +16,15 @@ every_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.st
 
 CEILINGS = {  # 行数の上限。長くなったレッスンは、2 つに分ける
     "simplenet": 65, "learn": 90, "learn_classify": 90, "learn_class_decision_boundary": 100,
-    "minllm": 160, "minllm_addition": 240,
+    "minllm": 160, "minllm_addition": 240, "minllm_tokenizer": 100, "minllm_novel": 200, "minllm_write": 170,
     "mnistview": 40, "mnistview100": 45, "mnist_dummydata_weightconfirm": 80, "mnist": 165, "load_and_infer": 130,
-    "mnist_errors": 135, "mnist_cnn_features": 160, "mnist_handwriting": 220,
+    "mnist_errors": 135, "mnist_cnn_features": 160, "mnist_handwriting": 190, "mnist_draw": 130, "mnist_ddp": 150,
 }
-TAUGHT = {"read_picture", "cut_out_paper", "extract_ink", "scale_and_center"}  # 1 度しか呼ばないが、名前が教材である関数
+# 1 度しか呼ばないが、名前が教材である関数
+TAUGHT = {"generate", "encode", "decode", "read_picture", "extract_ink", "scale_and_center", "render", "on_event"}
 QUICK = {  # 訓練の長いレッスンを短く済ませる定数
-    "minllm_addition": {"STEPS": 100}, "mnist": {"EPOCHS": {"mlp": 1, "cnn": 1}},
+    "minllm_addition": {"STEPS": 100}, "minllm_tokenizer": {"NUM_MERGES": 100},
+    "minllm_novel": {"EPOCHS": 1, "n_embd": 16}, "mnist": {"EPOCHS": {"mlp": 1, "cnn": 1}},
 }
 DEVICE_IDIOM = '''\
 device = torch.device("mps" if torch.backends.mps.is_available() else "cuda" if torch.cuda.is_available() else "cpu")
@@ -54,7 +56,7 @@ def test_a_lesson_is_a_page(path):
     assert "__name__" not in source and "def main" not in source
     assert source.count(DEVICE_IDIOM) == source.count("is_available") // 2 <= 1
     body = ast.parse(source).body
-    if "plt" in source:
+    if "plt" in source and path.stem != "mnist_draw":  # 書き終えた絵を残すので、窓を先に開く
         assert [ast.unparse(node.value.func) for node in body[-3:]] == PICTURE_END
         assert source.count("plt.show") == source.count("savefig") == 1
 
@@ -93,16 +95,22 @@ def test_a_definition_has_a_docstring_and_is_used_twice(path):
             assert sum(getattr(other, "id", "") == node.name for other in ast.walk(tree)) >= 2, node.name
 
 
+FAST_GPT = {"minllm_novel", "minllm_write"}  # 注意を PyTorch に任せ、lm_head と wte が重みを共有する
+
+
 def test_lessons_share_nothing_but_identical_models():
-    versions = {}
+    functions, classes = {}, {}
     for path in LESSONS:
         for node in ast.parse(source_of(path)).body:
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-                versions.setdefault((path.parent, node.name), []).append((path.stem, type(node), ast.dump(node)))
-    for (folder, name), copies in versions.items():
-        if len(copies) > 1 and name != "GPTConfig":  # 大きさだけは、レッスンごとに選ぶ
-            assert {kind for _, kind, _ in copies} == {ast.ClassDef}, f"{name} stands in {[stem for stem, *_ in copies]}"
-            assert len({dump for *_, dump in copies}) == 1, f"{name} differs between {[stem for stem, *_ in copies]}"
+            if isinstance(node, ast.FunctionDef):
+                functions.setdefault(ast.dump(node), []).append((path.stem, node.name))
+            if isinstance(node, ast.ClassDef):
+                fast = path.stem in FAST_GPT and node.name in ("GPTConfig", "CausalSelfAttention", "GPT")
+                if node.name != "GPTConfig" or fast:  # 大きさだけは、レッスンごとに選ぶ
+                    copies = classes.setdefault((path.parent, node.name, fast), {})
+                    copies.setdefault(ast.dump(node), []).append(path.stem)
+    assert [places for places in functions.values() if len(places) > 1] == []
+    assert [versions for versions in classes.values() if len(versions) > 1] == []
 
 
 # 実行
@@ -111,7 +119,7 @@ def test_lessons_share_nothing_but_identical_models():
 @every_lesson
 def test_runs_from_another_folder_without_a_network(path, run):
     lesson = run(path.stem)
-    assert lesson.stdout.isascii()
+    assert lesson.stdout.isascii() or "reconfigure" in source_of(path)  # 小説のレッスンだけは、日本語を表示する
     saved = re.findall(r"^saved: (.*)$", lesson.stdout, re.M)
     assert {os.path.relpath(file, run.checkout).replace(os.sep, "/") for file in saved} == lesson.changed
     for file in lesson.changed:
@@ -131,6 +139,8 @@ def run_cells(path, run_name):
 
 @every_lesson
 def test_cell_by_cell_prints_the_same_numbers_again(path, run):
+    if path.stem == "mnist_ddp":
+        pytest.skip("this lesson is run as processes, not as cells")
     constants = QUICK.get(path.stem, {})
     again = run.execute(path.stem, runner=run_cells, **constants)
     assert again.stdout == run(path.stem, **constants).stdout

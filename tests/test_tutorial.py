@@ -1,7 +1,10 @@
 """01_pytorch_tutorial のレッスンが、教えるとおりのことを学び、表示する。"""
 
+import hashlib
 import math
+import random
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -9,6 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from conftest import ROOT
+
+FOLDER = ROOT / "01_pytorch_tutorial"
 every_seed = pytest.mark.parametrize("seed", [0, 1, 2])
 
 
@@ -338,3 +344,188 @@ def test_addition_answers_questions(run):
 @pytest.mark.parametrize("question", ["", "a+b", "100+1", "1+", "12", "1-2", "1+2+3", "１+２"])
 def test_addition_refuses_what_is_not_a_sum(refuse, question):
     assert f"{question!r} は読めない" in refuse("minllm_addition", "-q", question)
+
+
+# 小説
+
+
+def test_novel_is_the_file_of_aozora():
+    data = (FOLDER / "data" / "wagahaiwa_nekodearu.txt").read_bytes()
+    assert hashlib.sha256(data).hexdigest() == "c2f778906046fd19ee7be2525fc32d1e1bff806d013ee80798894054f3be2c26"
+
+
+# minllm_tokenizer.py
+
+
+def test_novel_is_cleaned(run):
+    novel = run("minllm_tokenizer").novel
+    assert (len(novel), len(set(novel))) == (320_678, 3_044)
+    assert not set("《》｜［］＃※") & set(novel)
+    assert novel.startswith("一\n吾輩は猫である。名前はまだ無い。\n") and novel.endswith("ありがたいありがたい。")
+
+
+def test_characters_per_token(run):
+    lengths = run("minllm_tokenizer").chars_per_token
+    assert [round(lengths[merges], 2) for merges in (0, 10, 100, 500, 1000)] == [0.34, 0.47, 0.71, 1.00, 1.18]
+    assert lengths == sorted(lengths)
+
+
+def test_round_trip_of_any_string(run):
+    lesson = run("minllm_tokenizer")
+    rng = random.Random(0)
+    blocks = [range(0x80), range(0x3040, 0x3100), range(0xD800), range(0xE000, 0x110000)]  # 間のサロゲートは文字でない
+    strings = ["", "\n", "\0", "aaaaa", "ああああ", "吾輩は猫である。", "I am a cat.", "👩‍👩‍👧‍👦🏳️‍🌈", "e\u0301", "\r\n　"]
+    strings += ["".join(chr(rng.choice(rng.choice(blocks))) for _ in range(rng.randrange(12))) for _ in range(3000)]
+    assert [text for text in strings if lesson.decode(lesson.encode(text)) != text] == []
+    assert lesson.decode(lesson.ids) == lesson.novel
+    passage = lesson.novel[:200]
+    assert len(lesson.encode(passage)) < len(passage)
+
+
+def test_join_goes_from_the_left(run):
+    join = run("minllm_tokenizer").join
+    for text in ("aaa", "aaaa", "baaab", "aabaaaaab", "a", "b"):
+        expected = text.encode().replace(b"aa", b"X")
+        assert bytes(join(torch.tensor(list(text.encode()), dtype=torch.int64), 97, 97, 88).tolist()) == expected
+
+
+def test_merges_are_the_most_frequent_pairs(run):
+    lesson = run("minllm_tokenizer", NUM_MERGES=30)
+    ids = list(lesson.data)
+    for (left, right), new in lesson.merges.items():
+        counts = Counter(pair for pair in zip(ids, ids[1:]) if 10 not in pair)
+        assert counts[left, right] == max(counts.values())
+        joined, i = [], 0
+        while i < len(ids):
+            found = ids[i : i + 2] == [left, right]
+            joined.append(new if found else ids[i])
+            i += 2 if found else 1
+        ids = joined
+    assert ids == lesson.ids.tolist()
+
+
+# minllm_novel.py
+
+
+def test_loss_beats_counting(run):
+    lesson = run("minllm_novel")
+    loss = list(lesson.held_out_losses.values())[-1]
+    counted = lesson.baselines
+    assert loss <= 3.65
+    assert loss <= counted["pairs of characters"] - 0.5
+    assert counted["pairs of characters"] < counted["single characters"] < counted["uniform"]
+    assert counted["uniform"] == pytest.approx(math.log(2252))
+
+
+def test_pair_counts_are_counted(run):
+    lesson = run("minllm_novel")
+    pairs = Counter(zip(lesson.train_data.tolist(), lesson.train_data[1:].tolist()))
+    before = Counter(lesson.train_data[:-1].tolist())
+    held_out = lesson.held_out.tolist()
+    losses = [-math.log((pairs[a, b] + 0.1) / (before[a] + 0.1 * lesson.V)) for a, b in zip(held_out, held_out[1:])]
+    assert lesson.baselines["pairs of characters"] == pytest.approx(sum(losses) / len(losses), abs=1e-3)
+
+
+def test_held_out_part_is_never_trained_on(run):
+    lesson = run("minllm_novel")
+    assert torch.equal(torch.cat([lesson.train_data, lesson.held_out]), lesson.tokens)
+    assert len(lesson.held_out) == pytest.approx(0.05 * len(lesson.tokens), abs=1)
+    width = lesson.windows.shape[1]
+    assert torch.equal(lesson.windows[-1].cpu(), lesson.train_data[(len(lesson.windows) - 1) * (width - 1) :][:width])
+    assert len(lesson.batches) * lesson.BATCH_SIZE >= lesson.EPOCHS * len(lesson.windows)
+
+
+def test_writing_gets_better(run):
+    lines = [line for line in run("minllm_novel").stdout.splitlines() if line.startswith("step ")]
+    first, last = (sum("ぁ" <= c <= "ん" or c in "、。「」" for c in line) for line in (lines[0], lines[-1]))
+    assert len(lines) >= 10 and first < 10 < last
+
+
+def test_head_and_embedding_are_one_tensor(run):
+    for name in ("minllm_novel", "minllm_write"):
+        model = run(name).model
+        assert model.lm_head.weight is model.wte.weight
+
+
+def test_causal_mask_holds_at_every_position(run):
+    lesson = run("minllm_write")
+    idx = torch.randint(len(lesson.characters), (1, 64), generator=torch.Generator().manual_seed(0))
+    logits = lesson.model(idx)
+    for position in range(64):
+        changed = idx.clone()
+        changed[0, position] = (changed[0, position] + 1) % len(lesson.characters)
+        difference = (lesson.model(changed) - logits)[0].abs().amax(dim=1)
+        assert (difference[:position] < 1e-5).all()
+        assert difference[position] > 1e-3
+
+
+def test_fused_attention_equals_the_written_one(run):
+    config = run("minllm_write").GPTConfig(vocab_size=10)
+    torch.manual_seed(0)
+    fused = run("minllm_write").CausalSelfAttention(config)
+    written = run("minllm").CausalSelfAttention(config)
+    written.load_state_dict(fused.state_dict())
+    x = torch.randn(2, 20, config.n_embd)
+    torch.testing.assert_close(fused(x), written(x))
+
+
+# minllm_write.py と同梱の重み
+
+
+def test_shipped_weights_are_plain():
+    path = FOLDER / "minllm_novel.pth"
+    saved = torch.load(path, weights_only=True)
+    assert set(saved) == {"characters", "config", "state_dict"} and saved["config"]["vocab_size"] == 2252
+    assert saved["characters"][0] == "〓" and len(saved["characters"]) == 2252
+    assert path.stat().st_size < 4e6
+
+
+def test_temperature_zero_is_the_likeliest(run):
+    first, second = run("minllm_write", "-t", "0", "-n", "60"), run("minllm_write", "-t", "0", "-n", "60", SEED=1)
+    assert first.written == second.written
+    logits = first.model(first.idx[:, :3])[0, -1]
+    assert first.characters[logits.argmax()] == first.written[0]
+
+
+def test_top_k_and_temperature(run):
+    lesson = run("minllm_write")
+    logits = torch.randn(100, generator=torch.Generator().manual_seed(0))
+    for k in (1, 5, 100, 1000):
+        chosen = lesson.probabilities(logits, 1.0, k)
+        assert chosen.sum().item() == pytest.approx(1)
+        assert set(chosen.nonzero().flatten().tolist()) == set(logits.topk(min(k, 100)).indices.tolist())
+    torch.testing.assert_close(lesson.probabilities(logits, 1.0, 100), F.softmax(logits, dim=0))
+    entropies = [torch.special.entr(lesson.probabilities(logits, t, 100)).sum().item() for t in (0, 0.5, 1, 2, 100)]
+    assert entropies == sorted(entropies) and entropies[0] == 0 and entropies[-1] == pytest.approx(math.log(100), abs=0.01)
+
+
+def test_any_prompt_is_read(run):
+    lesson = run("minllm_write", "-p", "猫😺" * 50, "-n", "5")
+    assert "unknown characters, read as 〓: 😺" in lesson.stdout
+    assert lesson.idx[0, :2].tolist() == [lesson.characters.index("猫"), 0] and len(lesson.written) == 5
+
+
+def test_copied_run_stands_in_the_novel(run):
+    lesson = run("minllm_write", "-n", "60")
+    text = lesson.written
+    runs = [text[i:j] for i in range(len(text)) for j in range(i + 1, len(text) + 1) if text[i:j] in lesson.novel]
+    assert len(lesson.copied) == max(map(len, runs)) and lesson.copied in lesson.novel
+
+
+@pytest.mark.parametrize("args", [["-p", ""], ["-t", "-1"], ["-t", "nan"], ["-k", "0"], ["-n", "0"]])
+def test_write_refuses(refuse, args):
+    assert "以上" in refuse("minllm_write", *args)
+
+
+@pytest.mark.parametrize("weights", [b"", b"not weights", None])
+def test_write_refuses_other_weights(refuse, checkout, weights):
+    path = checkout / "01_pytorch_tutorial" / "minllm_novel.pth"
+    good = path.read_bytes()
+    try:
+        if weights is None:
+            torch.save({"fc1.weight": torch.zeros(2)}, path)
+        else:
+            path.write_bytes(weights)
+        assert "minllm_novel.py で訓練して作り直す" in refuse("minllm_write")
+    finally:
+        path.write_bytes(good)

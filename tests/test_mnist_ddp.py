@@ -1,0 +1,204 @@
+"""mnist_ddp.py が、プロセスの数やマシンの数を変えても同じ訓練をし、途中で倒れても後を濁さない。"""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from conftest import ROOT
+
+FOLDER = ROOT / "02_pytorch_mnist"
+
+
+def no_torchrun():
+    """torchrun がこのマシンで待ち合わせのサーバーを立てられなければ、その理由を返す（Windows の libuv のない版など）。"""
+    try:
+        dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+
+
+NO_TORCHRUN = no_torchrun()
+needs_torchrun = pytest.mark.skipif(bool(NO_TORCHRUN), reason=f"torchrun: {NO_TORCHRUN}")
+
+
+def free_port():
+    """今は使われていないポートの番号。"""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+class Launcher:
+    """mnist_ddp.py の写しを短い訓練に書き換えて、torchrun で起動する。"""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.page = folder / "mnist_ddp.py"
+        self.weights = folder / "mnist_ddp.pth"
+        self.write()
+
+    def write(self, lines={}):
+        """短い訓練にするための書き換えと、lines の書き換えをして、写しを保存する。"""
+        source = (FOLDER / "mnist_ddp.py").read_text(encoding="utf-8")
+        short = {
+            "EPOCHS = 2": "EPOCHS = 1",
+            'HERE / "data"': f"Path({str(FOLDER / 'data')!r})",
+            "DistributedSampler(train_set,": "DistributedSampler(range(1280),",  # 20 バッチ分
+            "step % 100": "step % 5",
+        }
+        for old, new in (short | lines).items():
+            assert source.count(old) == 1, old
+            source = source.replace(old, new)
+        self.page.write_text(source, encoding="utf-8")
+        return self
+
+    def start(self, *torchrun_args, **env):
+        """torchrun（引数がなければ、ただの python）で起動し、Popen を返す。"""
+        launcher = ["-m", "torch.distributed.run", *map(str, torchrun_args)] if torchrun_args else []
+        return subprocess.Popen(
+            [sys.executable, *launcher, str(self.page)], cwd=self.folder, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
+            env={**os.environ, "PYTHONIOENCODING": "utf-8", **env},
+        )
+
+    def run(self, *torchrun_args, **env):
+        """終わるまで待ち、(終了コード, stdout, stderr, 重み) を返す。"""
+        process = self.start(*torchrun_args, **env)
+        stdout, stderr = process.communicate(timeout=120)
+        weights = torch.load(self.weights, weights_only=True) if self.weights.exists() else None
+        return SimpleNamespace(status=process.returncode, stdout=stdout, stderr=stderr, weights=weights)
+
+
+@pytest.fixture
+def launcher(tmp_path):
+    return Launcher(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """torchrun を使わない、1 プロセスの訓練。"""
+    return Launcher(tmp_path_factory.mktemp("alone")).run()
+
+
+def difference(stdout, line):
+    """line で始まる行に表示された差。"""
+    return float(re.search(rf"^{line}.* (\S+)$", stdout, re.MULTILINE)[1])
+
+
+def assert_same_training(run, alone):
+    assert run.status == 0, run.stderr
+    assert run.stdout.count("saved:") == 1, "rank 0 だけが表示し、保存する"
+    assert difference(run.stdout, "one step") < 1e-6
+    assert difference(run.stdout, "largest difference between the weights") == 0
+    assert run.weights.keys() == alone.weights.keys()  # module. が付いていない
+    for key, value in run.weights.items():
+        assert torch.allclose(value, alone.weights[key], atol=1e-4), key
+
+
+def test_one_process_needs_no_torchrun(alone):
+    assert alone.status == 0, alone.stderr
+    assert alone.stderr == ""
+    assert "processes: 1, each takes 64 of the 64 images" in alone.stdout
+
+
+@needs_torchrun
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_any_number_of_processes_makes_the_same_training(launcher, alone, processes):
+    run = launcher.run("--nproc-per-node", processes)
+    assert_same_training(run, alone)
+    assert f"processes: {processes}, each takes {64 // processes} of the 64 images" in run.stdout
+
+
+@needs_torchrun
+def test_two_nodes_on_one_machine(launcher, alone):
+    endpoint = f"localhost:{free_port()}"
+    nodes = ["--nnodes", 2, "--nproc-per-node", 1, "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint]
+    other = launcher.start(*nodes)
+    run = launcher.run(*nodes)
+    other_stdout, other_stderr = other.communicate(timeout=60)
+    assert other.returncode == 0, other_stderr
+    run.stdout += other_stdout  # どちらが rank 0 になるかは決まっていない
+    assert_same_training(run, alone)
+
+
+@needs_torchrun
+def test_two_runs_at_once_do_not_disturb_each_other(launcher, alone):
+    other = launcher.start("--standalone", "--nproc-per-node", 2)
+    assert_same_training(launcher.run("--standalone", "--nproc-per-node", 2), alone)
+    _, other_stderr = other.communicate(timeout=60)
+    assert other.returncode == 0, other_stderr
+    assert sorted(path.name for path in launcher.folder.iterdir()) == ["mnist_ddp.pth", "mnist_ddp.py"]
+
+
+@needs_torchrun
+def test_load_and_infer_reads_the_weights_and_agrees(launcher, run):
+    shared = launcher.write(lines={"BATCH_SIZE = 64": "BATCH_SIZE = 60"}).run("--nproc-per-node", 3)  # 10000 は 3 で割れない
+    accuracy = re.search(r"test accuracy (\S+%)", shared.stdout)[1]
+    inferred = run("load_and_infer", "-m", "cnn", "-w", launcher.weights, "-n", 10_000)
+    assert f"(accuracy {accuracy})" in inferred.stdout
+
+
+@needs_torchrun
+def test_without_averaging_the_proofs_fail(launcher):
+    launcher.write(lines={"(DDP(together), ": "(together, ", "= ddp_model(images": "= model(images"})
+    run = launcher.run("--nproc-per-node", 2)
+    assert difference(run.stdout, "one step") > 1e-4
+    assert difference(run.stdout, "largest difference between the weights") > 1e-3
+
+
+@needs_torchrun
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="この OS には SIGKILL がない")
+@pytest.mark.parametrize("victim", [0, 1])
+def test_killed_process_ends_the_run(launcher, victim):
+    launcher.weights.write_bytes(b"old weights")
+    launcher.write(lines={
+        "EPOCHS = 2": "EPOCHS = 10_000",
+        "torch.manual_seed(SEED)": "torch.manual_seed(SEED); (HERE / f'{rank}.pid').write_text(str(os.getpid()))",
+    })
+    process = launcher.start("--nproc-per-node", 2)
+    for line in process.stdout:
+        if line.startswith("  batch"):  # 訓練の途中である
+            break
+    pids = [int((launcher.folder / f"{rank}.pid").read_text()) for rank in (0, 1)]
+    os.kill(pids[victim], signal.SIGKILL)
+    start = time.monotonic()
+    process.communicate(timeout=60)
+    assert time.monotonic() - start < 30
+    assert process.returncode != 0
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    assert launcher.weights.read_bytes() == b"old weights"
+    assert not list(launcher.folder.glob("mnist_ddp.pth.*"))
+
+
+def errors(run):
+    assert run.status != 0
+    assert run.weights is None
+    return [line for line in run.stderr.splitlines() if line.startswith("エラー: ")]
+
+
+@needs_torchrun
+def test_batch_that_cannot_be_shared_is_refused_in_one_line(launcher):
+    [error] = errors(launcher.run("--nproc-per-node", 3))
+    assert "64 枚を 3 プロセスで等分できない" in error
+
+
+def test_port_in_use_is_told_in_one_line(launcher):
+    with socket.socket() as holder:
+        holder.bind(("", 0))
+        holder.listen()
+        port = str(holder.getsockname()[1])
+        run = launcher.run(RANK="0", WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT=port)
+    [error] = errors(run)
+    assert port in error
+    assert "Traceback" not in run.stderr
