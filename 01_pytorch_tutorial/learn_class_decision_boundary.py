@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 SEED = 0
-# 架空のデータである。特徴量は鼻づらの長さとひげの長さ（どちらも cm）
+# 架空のデータである。特徴量はマズル（鼻から口にかけて突き出た部分）とひげの長さ（どちらも cm）
 CLASSES = ["dog", "cat"]
 DOG_MEAN, DOG_STD = torch.tensor([7.5, 4.0]), torch.tensor([1.3, 1.2])
 CAT_MEAN, CAT_STD = torch.tensor([3.5, 6.5]), torch.tensor([0.9, 1.2])
@@ -72,7 +72,7 @@ print(f"boundary: whiskers = {slope:.2f} * muzzle {intercept:+.2f}")
 low, high = train_features.min(dim=0).values - 0.5, train_features.max(dim=0).values + 0.5  # 点の 0.5 cm 外側まで描く
 grid_muzzle = torch.linspace(low[0], high[0], GRID_SIZE)
 grid_whiskers = torch.linspace(low[1], high[1], GRID_SIZE)
-whiskers, muzzle = torch.meshgrid(grid_whiskers, grid_muzzle, indexing="ij")  # 行がひげ、列が鼻づらの表が 2 つ
+whiskers, muzzle = torch.meshgrid(grid_whiskers, grid_muzzle, indexing="ij")  # 行がひげ、列がマズルの表が 2 つ
 grid = torch.stack([muzzle, whiskers], dim=2).to(device)  # (GRID_SIZE, GRID_SIZE, 2)
 model.eval()
 with torch.no_grad():

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 SEED = 0
-# 架空のデータである。特徴量は鼻づらの長さとひげの長さ（どちらも cm）
+# 架空のデータである。特徴量はマズル（鼻から口にかけて突き出た部分）とひげの長さ（どちらも cm）
 FEATURES = ["muzzle", "whiskers"]
 CLASSES = ["dog", "cat"]
 DOG_MEAN, DOG_STD = torch.tensor([7.5, 4.0]), torch.tensor([1.3, 1.2])

@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.io import ImageReadMode, decode_image
 
-MAX_PIXELS = 50_000_000  # これより大きな画像は、メモリに広げる前に断る
 WORK_SIZE = 400  # 写真の長い辺を、まずこの画素数にそろえる。これより小さいと細い線が消える
 MIN_CONTRAST = 0.1  # 紙と線の明るさの差がこれより小さければ、何も書かれていないとみなす
 THICKNESS = 2  # 28×28 の画像での線の太さの下限（画素）。MNIST の線は 2 から 4 画素である
@@ -33,6 +32,7 @@ parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="PNG か
                     default=sorted((HERE.parent / "images" / "digits").glob("*.png")))
 args = parser.parse_args()  # セルごとに実行するときは parse_args([]) とする
 
+torch.set_num_threads(1)  # 小さな計算の繰り返しなので、1 スレッドのほうが速い（実測）
 device = torch.device("mps" if torch.backends.mps.is_available() else "cuda" if torch.cuda.is_available() else "cpu")
 print(f"device: {device}")
 
@@ -77,8 +77,8 @@ def read_picture(path):
     """PNG か JPEG を、写真に記録された向きで読み、長い辺が WORK_SIZE の明るさ (1, 1, H, W)、[0, 1] にする。"""
     data = path.read_bytes()
     is_png = data.startswith(b"\x89PNG")
-    if is_png and int.from_bytes(data[16:20], "big") * int.from_bytes(data[20:24], "big") > MAX_PIXELS:  # 幅 × 高さ
-        raise ValueError(f"{MAX_PIXELS // 10_000} 万画素を超えている。縮めてから指定する")
+    if is_png and int.from_bytes(data[16:20], "big") * int.from_bytes(data[20:24], "big") > 50_000_000:  # 幅 × 高さ
+        raise ValueError("5000 万画素を超えている。縮めてから指定する")
     has_alpha = is_png and (data[25:26] in (b"\4", b"\6") or b"tRNS" in data)  # 色の種類に透明度があるか、透明な色の表がある
     mode = ImageReadMode.GRAY_ALPHA if has_alpha else ImageReadMode.GRAY
     picture = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode, apply_exif_orientation=True)
@@ -110,13 +110,12 @@ def bounding_box(mask):
 
 def extract_ink(gray):
     """写真の明るさ (1, 1, H, W) から、線の濃さ (1, 1, H', W')（紙が 0、線が 1）を取り出す。"""
-    # 写真の縁から暗い所を伝って行ける範囲が広ければ、机とみなして、紙だけを切り出す
     small = F.interpolate(gray, scale_factor=0.25, mode="area")
     small = -dilate(-dilate(small, 7), 7)  # 明るい所を広げてから縮めると、文字や罫線のような細い暗い所が埋まる
     edge = 1 - F.pad(torch.ones_like(small[..., 1:-1, 1:-1]), [1] * 4)  # 写真の縁だけが 1
     desk_level, paper_level = small[edge > 0].median(), small.quantile(0.6)
     dark = (small < (desk_level + paper_level) / 2).float()
-    desk = spread(edge * dark, dark)
+    desk = spread(edge * dark, dark)  # 縁から暗い所を伝って行ける範囲。広ければ机とみなし、紙だけを切り出す
     if desk_level < 0.8 * paper_level and (desk * edge).sum() > 0.75 * edge.sum():  # 影は、机ほど暗くも広くもない
         paper = F.interpolate(1 - dilate(desk, 5), gray.shape[2:])  # 紙の縁は除く
         gray = torch.where(paper > 0, gray, gray[paper > 0].median())[bounding_box(paper)]
@@ -128,18 +127,19 @@ def extract_ink(gray):
         gray, small = 1 - gray, 1 - small
     paper = F.interpolate(-dilate(-dilate(small, 17), 17), size, mode="bilinear")  # 線を埋めると、紙だけが残る
     ink = F.avg_pool2d((paper - gray).clamp(min=0), 3, stride=1, padding=1)  # 細かなざらつきを均す
-    for view in (ink, ink.mT):  # 端から端まで続く横線と縦線は罫線である。16 本の帯のどこにも線があれば、そこを引く
+    rules = []  # 端から端まで続く横線と縦線は罫線である。16 本の帯のどこでも線がある所を、後で引く
+    for view in (ink, ink.mT):
         strips = -F.max_pool2d(-view, (1, view.shape[3] // 16))  # 帯の中での最小値
         everywhere = F.max_pool2d(strips, (9, 1), stride=1, padding=(4, 0)).amin(dim=3, keepdim=True)  # 少しの傾きは許す
-        view -= F.interpolate(dilate(torch.minimum(strips, everywhere), 3), view.shape[2:])
+        rules.append(F.interpolate(dilate(torch.minimum(strips, everywhere), 3), view.shape[2:]))
+    ink = (ink - torch.maximum(rules[0], rules[1].mT)).clamp(min=0)
     if ink.quantile(0.9995) < MIN_CONTRAST:
         raise ValueError("何も書かれていないように見える。もっと濃く書く")
-    ink = ink.clamp(min=0) / paper.clamp(min=0.01)  # 紙との比を取ると、影や明るさのむらが消える
+    ink = ink / paper.clamp(min=0.01)  # 紙との比を取ると、影や明るさのむらが消える
     # いちばん大きいかたまりを数字とみなす。縁に触れているものは、紙の端や枠なので、ほかに何もないときだけ選ぶ
     strong = ink > ink.quantile(0.9995) / 2
     blobs = dilate(F.max_pool2d(strong.float(), 4, ceil_mode=True), 5)  # (1, 1, H/4, W/4)。太らせて、切れ目をつなぐ
-    edge = 1 - F.pad(torch.ones_like(blobs[..., 4:-4, 4:-4]), [4] * 4)
-    inside = blobs - spread(edge * blobs, blobs)
+    inside = blobs - spread(blobs - F.pad(blobs[..., 4:-4, 4:-4], [4] * 4), blobs)
     blobs = inside if inside.any() else blobs
     labels = spread(blobs * torch.arange(1, blobs.numel() + 1).view_as(blobs), blobs)  # かたまりごとに違う番号
     digit = F.interpolate((labels == labels[labels > 0].mode().values).float(), scale_factor=4)[..., :size[0], :size[1]]

@@ -118,7 +118,7 @@ def test_classify_prints_probabilities_that_sum_to_one_and_a_doubtful_animal(run
 def test_classify_reads_the_weights_as_the_data_were_made(run):
     lesson = run("learn_classify")
     muzzle, whiskers = lesson.cat_minus_dog
-    assert muzzle < 0 < whiskers  # 鼻先は犬のほうが、ひげは猫のほうが長い
+    assert muzzle < 0 < whiskers  # マズルは犬のほうが、ひげは猫のほうが長い
     assert f"muzzle adds {muzzle:+.2f} to (cat logit - dog logit): evidence for dog" in lesson.stdout
     assert f"whiskers adds {whiskers:+.2f} to (cat logit - dog logit): evidence for cat" in lesson.stdout
 
