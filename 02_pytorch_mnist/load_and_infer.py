@@ -24,7 +24,6 @@ from torchvision.datasets import MNIST
 
 MAX_DRAWN = 100  # これより多いと図が縦に長くなりすぎるので、先頭だけを描く
 HERE = Path(__file__).resolve().parent
-PICTURE = HERE.parent / "images" / "load_and_infer01.png"
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("-s", "--start-index", type=int, default=0, help="最初のテスト画像の番号（既定: 0）")
@@ -33,6 +32,7 @@ parser.add_argument("-w", "--weights", type=Path, help="重みのファイル（
 parser.add_argument("-m", "--model-type", choices=["mlp", "cnn"], default="mlp", help="モデルの種類（既定: mlp）")
 args = parser.parse_args()  # セルごとに実行するときは parse_args([]) とする
 weights = args.weights or HERE / f"mnist_{args.model_type}.pth"
+picture = HERE.parent / "images" / f"load_and_infer_{args.model_type}_{args.start_index}.png"
 if not 0 <= args.start_index < 10_000:
     parser.error("--start-index は 0 以上 9999 以下にする")
 if args.count < 1:
@@ -125,6 +125,6 @@ for i, image in enumerate(drawn):
     axes.set_title(f"#{args.start_index + i}  true {labels[i]}\n{mark} {predictions[i]} ({probabilities[i]:.0%})",
                    fontsize=9, color=color, fontweight="bold" if wrong[i] else "normal")
     axes.spines[:].set(color=color, linewidth=3 if wrong[i] else 1)
-fig.savefig(PICTURE)
-print(f"saved: {PICTURE}")
+fig.savefig(picture)
+print(f"saved: {picture}")
 plt.show()

@@ -182,7 +182,8 @@ def test_every_picture_is_shown_with_alt_text_and_made_by_a_lesson(run):
     assert all(len(alt) > 5 for alt in re.findall(r"!\[([^\]]*)\]", PROSE))
     pictures = {path.name for path in (ROOT / "images").glob("*.png")}
     assert set(re.findall(r"\]\(images/([^)/]+)\)", PROSE)) - {"digits"} == pictures
-    made = set().union(*[run(path.stem).changed for path in LESSONS], run("mnist", "-m", "cnn").changed)
+    made = set().union(*[run(path.stem).changed for path in LESSONS], run("mnist", "-m", "cnn").changed,
+                       run("load_and_infer", "-s", "240", "-n", "20").changed)
     assert {f"images/{name}" for name in pictures} == {file for file in made if file.endswith(".png")}
 
 
