@@ -146,12 +146,10 @@ def test_cell_by_cell_prints_the_same_numbers_again(path, run):
     assert again.stdout == run(path.stem, **constants).stdout
 
 
-@every_lesson
-def test_help_is_the_docstring(path, run, capsys):
-    if "argparse" not in source_of(path):
-        pytest.skip("this lesson has no options")
+@pytest.mark.parametrize("name", [path.stem for path in LESSONS if "argparse" in source_of(path)])
+def test_help_is_the_docstring(name, run, capsys):
     with pytest.raises(SystemExit) as exit_info:
-        run.execute(path.stem, "--help", runner=print_help)
+        run.execute(name, "--help", runner=print_help)
     assert exit_info.value.code == 0
 
 
