@@ -119,11 +119,11 @@ def extract_ink(gray):
     if desk_level < 0.8 * paper_level and (desk * edge).sum() > 0.75 * edge.sum():  # 影は、机ほど暗くも広くもない
         paper = F.interpolate(1 - dilate(desk, 5), gray.shape[2:])  # 紙の縁は除く
         gray = torch.where(paper > 0, gray, gray[paper > 0].median())[bounding_box(paper)]
-    # 線は画素の少数派なので、周りの平均からのずれの 3 乗の符号で、暗い線か明るい線かが分かる
+
     size = gray.shape[2:]
     small = F.interpolate(gray, scale_factor=48 / max(size), mode="area")
     around = F.avg_pool2d(F.pad(small, [7] * 4, mode="replicate"), 15, stride=1)
-    if ((gray - F.interpolate(around, size, mode="bilinear")) ** 3).mean() > 0:
+    if ((gray - F.interpolate(around, size, mode="bilinear")) ** 3).mean() > 0:  # 線は少数派なので、ずれの 3 乗の符号で、明るい線と分かる
         gray, small = 1 - gray, 1 - small
     paper = F.interpolate(-dilate(-dilate(small, 17), 17), size, mode="bilinear")  # 線を埋めると、紙だけが残る
     ink = F.avg_pool2d((paper - gray).clamp(min=0), 3, stride=1, padding=1)  # 細かなざらつきを均す
@@ -136,12 +136,12 @@ def extract_ink(gray):
     if ink.quantile(0.9995) < MIN_CONTRAST:
         raise ValueError("何も書かれていないように見える。もっと濃く書く")
     ink = ink / paper.clamp(min=0.01)  # 紙との比を取ると、影や明るさのむらが消える
-    # いちばん大きいかたまりを数字とみなす。縁に触れているものは、紙の端や枠なので、ほかに何もないときだけ選ぶ
+
     strong = ink > ink.quantile(0.9995) / 2
     blobs = dilate(F.max_pool2d(strong.float(), 4, ceil_mode=True), 5)  # (1, 1, H/4, W/4)。太らせて、切れ目をつなぐ
     inside = blobs - spread(blobs - F.pad(blobs[..., 4:-4, 4:-4], [4] * 4), blobs)
-    blobs = inside if inside.any() else blobs
-    labels = spread(blobs * torch.arange(1, blobs.numel() + 1).view_as(blobs), blobs)  # かたまりごとに違う番号
+    blobs = inside if inside.any() else blobs  # 縁に触れるものは紙の端や枠なので、ほかに何もないときだけ選ぶ
+    labels = spread(blobs * torch.arange(1, blobs.numel() + 1).view_as(blobs), blobs)  # かたまりごとに違う番号。最も多い番号が数字
     digit = F.interpolate((labels == labels[labels > 0].mode().values).float(), scale_factor=4)[..., :size[0], :size[1]]
     return ((ink / ink[strong & (digit > 0)].median() - 0.35) / 0.4).clamp(0, 1) * digit  # 薄い汚れを 0 に、線の中を 1 にする
 
