@@ -28,7 +28,7 @@ ANSWER_LENGTH = 3  # 和は 3 桁。足りない桁は 0 で埋める
 NUM_HELD_OUT = 1000  # 訓練に使わない問題の数。丸暗記では解けない（ただし、左右を入れ替えた式は訓練に入りうる）
 STEPS = 1000
 BATCH_SIZE = 128  # 1 回の更新に使う問題の数
-LEARNING_RATE = 3e-3  # スケジュールの頂点での学習率
+LEARNING_RATE = 3e-3  # 学習率の最大値。訓練の途中で上げ下げする
 PICTURE = Path(__file__).resolve().parent.parent / "images" / "minllm_addition.png"
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -26,7 +26,7 @@ from torch import nn
 SEED = 0
 EPOCHS = 4  # 訓練の文章を何周するか
 BATCH_SIZE = 16
-LEARNING_RATE = 5e-3  # スケジュールの頂点での学習率
+LEARNING_RATE = 5e-3  # 学習率の最大値。訓練の途中で上げ下げする
 PROMPT = "吾輩は"
 TEMPERATURE = 0.8  # 1 より低いほど、確率の高い文字に偏って選ぶ（詳しくは次の minllm_write.py）
 HERE = Path(__file__).resolve().parent

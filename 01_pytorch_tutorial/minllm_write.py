@@ -133,7 +133,7 @@ try:
     model = GPT(config).to(device).eval().requires_grad_(False)  # 書くだけなので、勾配はいらない
     model.load_state_dict(saved["state_dict"])
 except Exception as error:  # 壊れ方によって例外の種類が変わる
-    parser.error(f"{WEIGHTS} は minllm_novel.py が作る重みとして読めない。minllm_novel.py で訓練して作り直す: {error}")
+    parser.error(f"{WEIGHTS} は minllm_novel.py が作る重みとして読めない。minllm_novel.py で訓練して作り直す: {error!r}")
 
 
 # %% 書く

@@ -93,7 +93,7 @@ try:
     # weights_only=True は、テンソルと単純な値だけを読み、ファイルに仕込まれたコードを実行しない
     model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
 except Exception as error:  # 壊れ方によって例外の種類が変わる
-    parser.error(f"{weights} は {args.model_type} の重みとして読めない。-m mlp か -m cnn を選び直すか、mnist.py で訓練し直す: {error}")
+    parser.error(f"{weights} は {args.model_type} の重みとして読めない。-m mlp か -m cnn を選び直すか、mnist.py で訓練し直す: {error!r}")
 model = model.to(device, memory_format=torch.channels_last).eval()  # eval() は、訓練と推論で働きの違う層を推論用にする
 print(f"model: {args.model_type}")
 

@@ -73,7 +73,7 @@ model = CNN()
 try:
     model.load_state_dict(torch.load(WEIGHTS, map_location="cpu", weights_only=True))
 except Exception as error:  # 壊れ方によって例外の種類が変わる
-    parser.error(f"{WEIGHTS} は cnn の重みとして読めない。mnist.py -m cnn で訓練し直す: {error}")
+    parser.error(f"{WEIGHTS} は cnn の重みとして読めない。mnist.py -m cnn で訓練し直す: {error!r}")
 model = model.to(device, memory_format=torch.channels_last).eval()
 
 # %% 各層の出力

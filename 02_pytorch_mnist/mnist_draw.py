@@ -57,7 +57,7 @@ model = CNN()
 try:
     model.load_state_dict(torch.load(WEIGHTS, map_location="cpu", weights_only=True))
 except Exception as error:  # 壊れ方によって例外の種類が変わる
-    raise SystemExit(f"エラー: {WEIGHTS} がないか、cnn の重みとして読めない。mnist.py -m cnn で訓練する: {error}")
+    raise SystemExit(f"エラー: {WEIGHTS} がないか、cnn の重みとして読めない。mnist.py -m cnn で訓練する: {error!r}")
 model = model.to(device).eval()
 
 

@@ -85,7 +85,7 @@ model = MODELS[args.model_type]()
 try:
     model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
 except Exception as error:  # 壊れ方によって例外の種類が変わる
-    parser.error(f"{weights} は {args.model_type} の重みとして読めない。mnist.py -m {args.model_type} で訓練し直す: {error}")
+    parser.error(f"{weights} は {args.model_type} の重みとして読めない。mnist.py -m {args.model_type} で訓練し直す: {error!r}")
 model = model.to(device, memory_format=torch.channels_last).eval()
 print(f"model: {args.model_type}")
 

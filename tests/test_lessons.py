@@ -147,7 +147,7 @@ def test_cell_by_cell_prints_the_same_numbers_again(path, run):
 
 
 @pytest.mark.parametrize("name", [path.stem for path in LESSONS if "argparse" in source_of(path)])
-def test_help_is_the_docstring(name, run, capsys):
+def test_help_is_the_docstring(name, run):
     with pytest.raises(SystemExit) as exit_info:
         run.execute(name, "--help", runner=print_help)
     assert exit_info.value.code == 0

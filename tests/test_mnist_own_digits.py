@@ -13,7 +13,8 @@ import torch
 from matplotlib.backend_bases import KeyEvent, MouseEvent
 from PIL import Image
 
-from conftest import ROOT
+import handwriting_conditions as conditions
+from conftest import ROOT, read_mnist
 
 DIGITS = sorted((ROOT / "images" / "digits").glob("*.png"))
 
@@ -48,7 +49,7 @@ def test_the_ink_is_scaled_and_centered_as_in_mnist(run):
 
 def test_every_kind_of_png_and_jpeg_is_read(run, tmp_path):
     page = run("mnist_handwriting")
-    image = Image.fromarray(255 - np.kron(mnist_digit(), np.ones((12, 12), np.uint8)))
+    image = Image.fromarray(255 - np.kron(read_mnist("t10k")[0][0], np.ones((12, 12), np.uint8)))
     pixels = np.asarray(image)
     sideways = Image.Exif()
     sideways[0x112] = 6  # 時計回りに 90 度回して見る、という印
@@ -66,14 +67,7 @@ def test_every_kind_of_png_and_jpeg_is_read(run, tmp_path):
         assert probabilities.argmax() == 7, name
 
 
-def mnist_digit():
-    data = (ROOT / "02_pytorch_mnist/data/MNIST/raw/t10k-images-idx3-ubyte").read_bytes()
-    return np.frombuffer(data[16:16 + 784], np.uint8).reshape(28, 28)
-
-
-def test_ten_digits_in_each_condition_are_read(run, checkout, monkeypatch):
-    monkeypatch.syspath_prepend(checkout / "tests")
-    import handwriting_conditions as conditions
+def test_ten_digits_in_each_condition_are_read(run):
     page = run("mnist_handwriting")
     images, labels = conditions.choose(10)
     own = (conditions.answers(page, list((images / 255).reshape(-1, 1, 1, 28, 28))) == labels).sum().item()

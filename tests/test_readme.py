@@ -93,8 +93,10 @@ def alike(run):
 def same(quoted, printed, alike):
     if quoted == printed:
         return True
-    if not alike and (start := WRITTEN.match(quoted)):  # 文章の形だけを比べる
-        return printed.startswith(start[0])
+    if not alike and (start := WRITTEN.match(quoted)):  # 文章の前にある数だけを比べる
+        numbers, printed_numbers = (re.sub(r"[^\x00-\x7f].*", "", line) for line in (quoted, printed))
+        tolerance = 10 if start[0].startswith("longest") else 0.3
+        return printed.startswith(start[0]) and same_numbers(numbers, printed_numbers, tolerance)
     tolerance = next((tolerance for start, tolerance in TOLERANCE if quoted.startswith(start)), None)
     return tolerance is not None and same_numbers(quoted, printed, tolerance)
 
