@@ -1,6 +1,7 @@
 """テストの土台。レッスンを、リポジトリの写しの中で、読者の python SCRIPT.py と同じように実行する。"""
 
 import contextlib
+import functools
 import io
 import os
 import re
@@ -8,6 +9,7 @@ import runpy
 import shutil
 import socket
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,13 +18,14 @@ os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 import matplotlib
 
-matplotlib.use("Agg")  # テストの間は窓を開かない
+matplotlib.use("Agg")  # テストの間はウィンドウを開かない
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 
+torch.set_num_threads(2)  # 文書の出力は 2 コアのマシンで作った。スレッドの数が変わると、足す順序が変わり、丸めがずれる
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS = sorted(ROOT.glob("0*_*/*.py"))
 RAW = ROOT / "02_pytorch_mnist" / "data" / "MNIST" / "raw"
@@ -35,6 +38,11 @@ def read_mnist(kind):
     return images, labels
 
 
+def drawn_images(fig):
+    """図の中の、画像のある区画。"""
+    return [axes for axes in fig.axes if axes.images]
+
+
 def files_in(folder):
     """folder の中の全ファイルの {相対パス: (大きさ, 更新時刻)}。何かが作られたり変わったりしたかを比べる。"""
     return {path.relative_to(folder).as_posix(): (path.stat().st_size, path.stat().st_mtime_ns)
@@ -45,46 +53,53 @@ def no_network(*args, **kwargs):
     raise AssertionError("the network was asked")
 
 
+def with_constants(source, constants):
+    """source の `名前 = …` の行を、constants の値に書き換える。GPTConfig の n_embd: int = 128 のような行も書き換えられる。"""
+    for constant, value in constants.items():
+        source, count = re.subn(rf"^( *{constant}(?:: int)?) = .*", rf"\1 = {value!r}", source, flags=re.M)
+        assert count == 1, constant
+    return source
+
+
 class Reader:
     """レッスンを実行する読者。同じ実行は一度しかせず、結果を覚えている。"""
 
     def __init__(self, checkout, elsewhere):
         self.checkout, self.elsewhere, self.results = checkout, elsewhere, {}
 
-    def execute(self, name, *args, runner=runpy.run_path, **constants):
+    def execute(self, name, *args, runner=runpy.run_path, source=None, on_cpu=True, **constants):
         """レッスン name を実行し、残った変数と、stdout、変わったファイル changed、path を持つ名前空間を返す。
 
-        constants は、写しの中で `名前 = …` の行をどう書き換えるかである。
+        constants は、写しの中で `名前 = …` の行をどう書き換えるかである。source を渡せば、写しの全体をそれに替える。
+        レッスンの行が出す警告は、例外になる。
         """
         path = next(self.checkout.glob(f"0*_*/{name}.py"))
-        source = path.read_text(encoding="utf-8")
-        changed_source = source
-        for constant, value in constants.items():
-            # GPTConfig の n_embd: int = 128 のような行も書き換えられる
-            pattern, line = rf"^( *{constant}(?:: int)?) = .*", rf"\1 = {value!r}"
-            changed_source, count = re.subn(pattern, line, changed_source, flags=re.M)
-            assert count == 1, constant
-        if constants:
-            path.write_text(changed_source, encoding="utf-8", newline="\n")
-        before, threads, stdout = files_in(self.checkout), torch.get_num_threads(), io.StringIO()
+        original = path.read_text(encoding="utf-8")
+        source = with_constants(source or original, constants)
+        if source != original:
+            path.write_text(source, encoding="utf-8", newline="\n")
+        before, stdout = files_in(self.checkout), io.StringIO()
         try:
-            with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(stdout):
+            with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(stdout), warnings.catch_warnings():
+                warnings.simplefilter("error")
                 patch.chdir(self.elsewhere)
                 patch.setattr(sys, "argv", [str(path), *map(str, args)])
                 patch.setattr(socket.socket, "connect", no_network)
                 patch.setattr(socket, "getaddrinfo", no_network)
                 patch.setattr(plt, "show", lambda: None)
+                if on_cpu:
+                    patch.setattr(torch.backends.mps, "is_available", functools.cache(lambda: False))
+                    patch.setattr(torch.cuda, "is_available", functools.cache(lambda: False))
                 variables = runner(str(path), run_name="__main__")
         finally:
             after = files_in(self.checkout)
-            torch.set_num_threads(threads)
             plt.close("all")
-            if constants:
-                path.write_text(source, encoding="utf-8", newline="\n")
+            if source != original:
+                path.write_text(original, encoding="utf-8", newline="\n")
         changed = {file for file in after if after[file] != before.get(file)}
         for file in changed:
             if file.endswith(".pth") and (ROOT / file).exists():
-                shutil.copy(ROOT / file, self.checkout / file)  # 後のレッスンは、同梱の重みを読む
+                shutil.copy(ROOT / file, self.checkout / file)  # 後のレッスンは、同梱の重みを読み込む
         return SimpleNamespace(**{**variables, "stdout": stdout.getvalue(), "changed": changed, "path": path})
 
     def __call__(self, name, *args, **constants):
@@ -96,9 +111,10 @@ class Reader:
 
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory):
-    """リポジトリの写し。画像や重みを書き換えてよい。"""
+    """レッスンと画像の写し。書き換えてよい。ほかのもの（何ギガバイトもある仮想環境など）は写さない。"""
     copy = tmp_path_factory.mktemp("checkout") / "llm-tutorial"
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv*", "__pycache__", ".pytest_cache"))
+    for folder in (*ROOT.glob("0*_*"), ROOT / "images"):
+        shutil.copytree(folder, copy / folder.name, ignore=shutil.ignore_patterns("__pycache__"))
     return copy
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from conftest import RAW, ROOT, read_mnist
+from conftest import RAW, ROOT, drawn_images, read_mnist
 
 FOLDER = ROOT / "02_pytorch_mnist"
 MD5 = {  # 公開されたファイルのもの。torchvision がダウンロードを確かめる値でもある
@@ -20,11 +20,6 @@ MD5 = {  # 公開されたファイルのもの。torchvision がダウンロー
     "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
-
-
-def drawn_images(fig):
-    """図の中の、画像のある区画。"""
-    return [axes for axes in fig.axes if axes.images]
 
 
 # データ
@@ -77,10 +72,11 @@ def test_models_compute_what_their_weights_say(run):
 # mnist.py
 
 
-@pytest.mark.parametrize("args, target", [((), 98.4), (("-m", "cnn"), 99.3)], ids=["mlp", "cnn"])
-def test_mnist_reaches_its_accuracy(run, args, target):
+# シード 0 から 4 の平均は、MLP が 98.49 %、CNN が 99.37 % である。1 回ごとには、丸めの違うマシンでの揺れを見込む
+@pytest.mark.parametrize("args, lowest", [((), 98.2), (("-m", "cnn"), 99.2)], ids=["mlp", "cnn"])
+def test_mnist_reaches_its_accuracy(run, args, lowest):
     lesson = run("mnist", *args)
-    assert lesson.test_accuracies[-1] >= target
+    assert lesson.test_accuracies[-1] >= lowest
     assert f"test accuracy {lesson.test_accuracies[-1]:.2f}%\nsaved: " in lesson.stdout
 
 
@@ -99,14 +95,14 @@ def test_mnist_one_epoch_already_learns(run):
     assert lesson.test_accuracies[0] > 95
     assert len(lesson.batch_losses) == 469  # 60,000 枚を 128 枚ずつ
     assert lesson.batch_losses[0].item() == pytest.approx(np.log(10), abs=0.15)  # 学ぶ前は当てずっぽう
-    assert len(lesson.images) == 96  # 最後のバッチには、余りが入る
+    assert len(lesson.labels) == 96  # 最後のミニバッチには、余りが入る
     assert lesson.optimizer.param_groups[0]["lr"] < 1e-6 < lesson.LEARNING_RATE["mlp"]  # 学習率は下がりきった
 
 
 def test_mnist_draws_what_it_measured(run):
     lesson = run("mnist")
     loss_axes, accuracy_axes = lesson.fig.axes
-    np.testing.assert_allclose(loss_axes.lines[0].get_ydata(), torch.stack(lesson.batch_losses))
+    np.testing.assert_allclose(loss_axes.lines[0].get_ydata(), torch.stack(lesson.batch_losses).numpy())
     np.testing.assert_allclose(loss_axes.lines[1].get_ydata(), lesson.test_losses)
     np.testing.assert_allclose(accuracy_axes.lines[0].get_ydata(), lesson.test_accuracies)
 
@@ -160,10 +156,11 @@ def test_load_and_infer_draws_predictions_in_their_places(run):
         probability = lesson.logits[i - 240].softmax(dim=0)[prediction]
         wrong += prediction != labels[i]
         mark, color = ("✓", "#0072B2") if prediction == labels[i] else ("✗", "#D55E00")
-        assert axes.get_title() == f"#{i}  true {labels[i]}\n{mark} {prediction} ({probability:.0%})"
+        assert axes.get_title() == f"#{i} true {labels[i]}\n{mark} {prediction} ({probability:.0%})"
         assert axes.title.get_color() == color
     assert i == 259 and wrong >= 1  # MLP が読み違える画像がある
     assert lesson.fig.get_suptitle() == f"MLP: {20 - wrong} correct, {wrong} incorrect (20 drawn)"
+    assert lesson.changed == {"images/load_and_infer_mlp_240_20.png"}
 
 
 def test_load_and_infer_stops_at_the_last_image(run):
@@ -178,6 +175,7 @@ def test_load_and_infer_reads_the_weights_that_mnist_saves(run, tmp_path):
     for key, tensor in trained.model.state_dict().items():
         assert torch.equal(lesson.model.state_dict()[key], tensor)
     assert lesson.correct > 920 and not lesson.model.training
+    assert lesson.changed == {"images/load_and_infer_mlp_0_1000_重み 1.png"}
 
 
 # おかしな入力
@@ -230,7 +228,7 @@ def test_what_is_not_the_weights_is_refused(refuse, tmp_path, kind):
     path, trap = tmp_path / "w.pth", tmp_path / "trap"
     bad_weights(path, trap)[kind]()
     message = refuse("load_and_infer", "-w", path)
-    assert f"{path} は mlp の重みとして読めない" in message and "-m cnn" in message
+    assert f"{path} は mlp の重みとして読み込めない" in message and "-m cnn" in message
     assert len(message.split("訓練し直す: ")[1]) > 5 and len(message.splitlines()) == 1  # PyTorch の言う理由
     assert not trap.exists()
 
@@ -251,129 +249,3 @@ def test_lessons_with_shipped_weights_say_when_they_are_damaged(refuse, checkout
         assert "mnist.py -m cnn で訓練して作る" in refuse(name)
     finally:
         weights.write_bytes(shipped)
-
-
-# mnistview.py と mnistview100.py
-
-
-def test_mnistview_draws_the_batch_it_prints(run):
-    lesson = run("mnistview")
-    assert "images shape (4, 1, 28, 28), values from 0.0 to 1.0" in lesson.stdout
-    assert f"values {lesson.labels.tolist()}" in lesson.stdout
-    train_images, train_labels = read_mnist("train")
-    for axes, image, label in zip(drawn_images(lesson.fig), lesson.images, lesson.labels):
-        assert axes.get_title() == f"label {label}"
-        np.testing.assert_array_equal(axes.images[0].get_array(), image[0])
-        same = np.flatnonzero((train_images == (255 * image).round().byte().numpy()).all(axis=(1, 2)))
-        assert len(same) == 1 and train_labels[same] == label.item()  # ラベルは、その画像のものである
-
-
-def test_mnistview100_draws_every_image_under_its_index(run):
-    lesson = run("mnistview100")
-    images, labels = read_mnist("t10k")
-    axes, = lesson.fig.axes
-    mosaic = np.asarray(axes.images[0].get_array())
-    assert [text.get_text() for text in axes.texts] == [str(label) for label in labels[:100]]
-    rows, columns = ([int(tick.get_text()) for tick in ticks] for ticks in
-                     (axes.get_yticklabels(), axes.get_xticklabels()))
-    for i in range(100):
-        assert rows[i // 10] + columns[i % 10] == i
-        left, top = axes.get_xticks()[i % 10] - 14, axes.get_yticks()[i // 10] - 14
-        np.testing.assert_array_equal(mosaic[top:top + 28, left:left + 28], images[i] / np.float32(255))
-        text_x, text_y = axes.texts[i].get_position()
-        assert (text_x, text_y) == (left, top)
-    assert np.count_nonzero(mosaic) == np.count_nonzero(images[:100])  # 余白には何もない
-    counts = " ".join(f"{(labels[:100] == digit).sum():2d}" for digit in range(10))
-    assert f"count {counts}\n" in lesson.stdout
-
-
-# mnist_dummydata_weightconfirm.py
-
-
-def test_dummydata_every_weight_moves_by_minus_lr_times_gradient(run):
-    lesson = run("mnist_dummydata_weightconfirm")
-    rows = re.findall(r"^step +(\d+) .* change (\S+)  -lr\*grad (\S+)  largest difference (\S+)$", lesson.stdout, re.M)
-    assert [int(step) for step, *_ in rows] == [*range(1, 11), *range(20, 301, 10)]
-    for _, change, expected, difference in rows:
-        assert float(change) == pytest.approx(float(expected), rel=1e-2, abs=1e-9)
-        assert float(difference) < 1e-8
-    assert abs(float(rows[0][1])) > 1e-5  # 比べているのは 0 どうしではない
-    assert lesson.change.abs().max() > 1e-6
-
-
-def test_dummydata_memorizes_random_labels(run):
-    lesson = run("mnist_dummydata_weightconfirm")
-    assert lesson.losses[0] == pytest.approx(np.log(10), abs=0.2) and lesson.losses[-1] < 0.05
-    assert "memorized: 64 of 64 random labels" in lesson.stdout
-    loss_axes, weight_axes = lesson.fig.axes
-    np.testing.assert_allclose(loss_axes.lines[0].get_ydata(), lesson.losses)
-    np.testing.assert_allclose(weight_axes.lines[0].get_ydata(), lesson.weight_means)
-
-
-# mnist_errors.py と mnist_cnn_features.py
-
-
-@pytest.mark.parametrize("model_type", ["mlp", "cnn"])
-def test_errors_counts_every_image_and_shows_the_most_confident(run, model_type):
-    lesson = run("mnist_errors", "-m", model_type)
-    images, labels = read_mnist("t10k")
-    predictions, probabilities = lesson.predictions.numpy(), lesson.probabilities.numpy()
-    expected = np.zeros((10, 10), int)
-    np.add.at(expected, (labels, predictions), 1)
-    for digit in range(10):
-        assert f"{digit:4d} " + " ".join(f"{count:4d}" for count in expected[digit]) in lesson.stdout
-    wrong = np.flatnonzero(predictions != labels)
-    most_confident = sorted(wrong, key=lambda i: -probabilities[i])[:20]
-    assert lesson.most_confident == most_confident
-    assert f"Correct: {10_000 - len(wrong)}  Incorrect: {len(wrong)}" in lesson.stdout
-
-    matrix_axes, *drawn = drawn_images(lesson.fig)
-    colors = matrix_axes.images[0].get_array()
-    assert np.trace(colors) == 0 and colors.sum() == len(wrong)  # 対角が、読み違いの濃淡を消さない
-    texts = {tuple(map(int, text.get_position())): int(text.get_text()) for text in matrix_axes.texts}
-    assert texts == {(j, i): expected[i, j] for i, j in np.argwhere(expected)}
-    assert len(drawn) == 20
-    for i, axes in zip(most_confident, drawn):
-        np.testing.assert_allclose(axes.images[0].get_array(), images[i] / np.float32(255))
-        assert axes.get_title().startswith(f"#{i}  true {labels[i]}\npredicted {predictions[i]} ")
-
-
-@torch.no_grad()
-def test_features_are_the_outputs_of_each_stage(run):
-    lesson = run("mnist_cnn_features", "-s", 5)
-    x = lesson.image
-    assert torch.equal(x[0, 0], torch.from_numpy(read_mnist("t10k")[0][5] / np.float32(255)))
-    for (name, maps), layer in zip(lesson.outputs.items(), lesson.model.features):
-        x = layer(x)
-        torch.testing.assert_close(maps, x[0])
-        assert re.search(rf"^{name} +{re.escape(str(tuple(maps.shape)))} +{maps.mean():.4f}", lesson.stdout, re.M)
-    assert not any(layer._forward_hooks for layer in lesson.model.features)
-
-
-def test_features_names_what_a_filter_responds_to(run):
-    lesson = run("mnist_cnn_features")
-    filters = lesson.filters[:, 0].numpy()
-    right = (filters[:, :, 2] - filters[:, :, 0]).sum(axis=1)  # 右へ 1 画素ごとに 1 明るくなる絵への反応
-    down = (filters[:, 2] - filters[:, 0]).sum(axis=1)
-    angles = np.arange(8) * np.pi / 4
-    responses = right[:, None] * np.cos(angles) + down[:, None] * np.sin(angles)  # (32, 8)
-    lines = [line for line in lesson.stdout.splitlines() if line.startswith("filter")]
-    for line, i in zip(lines, np.argsort(-responses.max(axis=1))[:3]):
-        direction = lesson.DIRECTIONS[responses[i].argmax()]
-        assert line == f"filter {i:2d}: {responses[i].max():.2f} where pixel values rise toward the {direction}"
-    assert lesson.DIRECTIONS[0] == "right" and lesson.DIRECTIONS[2] == "bottom" and len(lines) == 3
-
-
-def test_features_picture_shows_all_filters_and_maps_in_order(run):
-    lesson = run("mnist_cnn_features")
-    input_axes, filter_axes, *map_axes = drawn_images(lesson.fig)
-    np.testing.assert_array_equal(input_axes.images[0].get_array(), lesson.image[0, 0])
-    tiled = [(filter_axes, lesson.filters[:, 0])]
-    tiled += [(axes, lesson.outputs[axes.get_title().split(":")[0]]) for axes in map_axes]
-    assert len(tiled) == 5
-    for axes, maps in tiled:
-        mosaic = axes.images[0].get_array().filled(np.nan)
-        size = maps.shape[1]
-        for i, image in enumerate(maps.numpy()):
-            top, left = (1 + (size + 1) * position for position in divmod(i, 8))
-            np.testing.assert_array_equal(mosaic[top:top + size, left:left + size], image)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -30,6 +31,9 @@ NO_TORCHRUN = no_torchrun()
 needs_torchrun = pytest.mark.skipif(bool(NO_TORCHRUN), reason=f"torchrun: {NO_TORCHRUN}")
 
 
+ONE_MACHINE = ["--standalone", "--local-addr", "127.0.0.1"]
+
+
 def free_port():
     """今は使われていないポートの番号。"""
     with socket.socket() as probe:
@@ -54,25 +58,27 @@ class Launcher:
             'HERE / "data"': f"Path({str(FOLDER / 'data')!r})",
             "DistributedSampler(train_set,": "DistributedSampler(range(1280),",  # 20 バッチ分
             "step % 100": "step % 5",
+            "/ 255).to": "/ 255).double().to",  # float64 なら、足す順序による丸めの差が、訓練の間に育たない
+            "model = CNN()": "model = CNN().double()",
         }
         for old, new in (short | lines).items():
-            assert source.count(old) == 1, old
+            assert old in source, old
             source = source.replace(old, new)
         self.page.write_text(source, encoding="utf-8")
         return self
 
-    def start(self, *torchrun_args, **env):
-        """torchrun（引数がなければ、ただの python）で起動し、Popen を返す。"""
+    def start(self, *torchrun_args, before=()):
+        """torchrun（引数がなければ、ただの python）で起動し、Popen を返す。before は、その前に置くコマンドである。"""
         launcher = ["-m", "torch.distributed.run", *map(str, torchrun_args)] if torchrun_args else []
         return subprocess.Popen(
-            [sys.executable, *launcher, str(self.page)], cwd=self.folder, stdin=subprocess.DEVNULL,
+            [*before, sys.executable, *launcher, str(self.page)], cwd=self.folder, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
-            env={**os.environ, "PYTHONIOENCODING": "utf-8", **env},
+            env={**os.environ, "PYTHONIOENCODING": "utf-8", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
         )
 
-    def run(self, *torchrun_args, **env):
+    def run(self, *torchrun_args, before=()):
         """終わるまで待ち、(終了コード, stdout, stderr, 重み) を返す。"""
-        process = self.start(*torchrun_args, **env)
+        process = self.start(*torchrun_args, before=before)
         stdout, stderr = process.communicate(timeout=120)
         weights = torch.load(self.weights, weights_only=True) if self.weights.exists() else None
         return SimpleNamespace(status=process.returncode, stdout=stdout, stderr=stderr, weights=weights)
@@ -85,8 +91,8 @@ def launcher(tmp_path):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """torchrun を使わない、1 プロセスの訓練。"""
-    return Launcher(tmp_path_factory.mktemp("alone")).run()
+    """1 つのプロセスでの訓練。"""
+    return Launcher(tmp_path_factory.mktemp("alone")).run(*ONE_MACHINE, "--nproc-per-node", 1)
 
 
 def difference(stdout, line):
@@ -101,21 +107,28 @@ def assert_same_training(run, alone):
     assert difference(run.stdout, "largest difference between the weights") == 0
     assert run.weights.keys() == alone.weights.keys()  # module. が付いていない
     for key, value in run.weights.items():
-        assert torch.allclose(value, alone.weights[key], atol=1e-4), key
-
-
-def test_one_process_needs_no_torchrun(alone):
-    assert alone.status == 0, alone.stderr
-    assert alone.stderr == ""
-    assert "processes: 1, each takes 64 of the 64 images" in alone.stdout
+        assert torch.allclose(value, alone.weights[key], atol=1e-8), key
 
 
 @needs_torchrun
-@pytest.mark.parametrize("processes", [1, 2, 4])
-def test_any_number_of_processes_makes_the_same_training(launcher, alone, processes):
-    run = launcher.run("--nproc-per-node", processes)
+def test_python_starts_two_processes(launcher, alone):
+    run = launcher.run()
     assert_same_training(run, alone)
-    assert f"processes: {processes}, each takes {64 // processes} of the 64 images" in run.stdout
+    assert "processes: 2, each takes 32 of the 64 images" in run.stdout and run.stderr == ""
+
+
+@needs_torchrun
+def test_four_processes_make_the_same_training(launcher, alone):
+    run = launcher.run(*ONE_MACHINE, "--nproc-per-node", 4)
+    assert_same_training(run, alone)
+    assert "processes: 4, each takes 16 of the 64 images" in run.stdout
+
+
+@needs_torchrun
+@pytest.mark.skipif(not shutil.which("unshare") or subprocess.call(["unshare", "-rnu", "true"]) != 0, reason="needs unshare")
+def test_a_machine_whose_own_name_does_not_resolve(launcher, alone):
+    shell = 'ip link set lo up && echo nosuch > /proc/sys/kernel/hostname && exec "$@"'
+    assert_same_training(launcher.run(before=["unshare", "-rnu", "sh", "-c", shell, "sh"]), alone)
 
 
 @needs_torchrun
@@ -131,17 +144,8 @@ def test_two_nodes_on_one_machine(launcher, alone):
 
 
 @needs_torchrun
-def test_two_runs_at_once_do_not_disturb_each_other(launcher, alone):
-    other = launcher.start("--standalone", "--nproc-per-node", 2)
-    assert_same_training(launcher.run("--standalone", "--nproc-per-node", 2), alone)
-    _, other_stderr = other.communicate(timeout=60)
-    assert other.returncode == 0, other_stderr
-    assert sorted(path.name for path in launcher.folder.iterdir()) == ["mnist_ddp.pth", "mnist_ddp.py"]
-
-
-@needs_torchrun
 def test_load_and_infer_reads_the_weights_and_agrees(launcher, run):
-    shared = launcher.write(lines={"BATCH_SIZE = 64": "BATCH_SIZE = 60"}).run("--nproc-per-node", 3)  # 10000 は 3 で割れない
+    shared = launcher.write(lines={"BATCH_SIZE = 64": "BATCH_SIZE = 60"}).run(*ONE_MACHINE, "--nproc-per-node", 3)  # 10000 は 3 で割れない
     accuracy = re.search(r"test accuracy (\S+%)", shared.stdout)[1]
     inferred = run("load_and_infer", "-m", "cnn", "-w", launcher.weights, "-n", 10_000)
     assert f"(accuracy {accuracy})" in inferred.stdout
@@ -149,8 +153,8 @@ def test_load_and_infer_reads_the_weights_and_agrees(launcher, run):
 
 @needs_torchrun
 def test_without_averaging_the_proofs_fail(launcher):
-    launcher.write(lines={"(DDP(together), ": "(together, ", "= ddp_model(images": "= model(images"})
-    run = launcher.run("--nproc-per-node", 2)
+    launcher.write(lines={"ddp_shared(my_images)": "shared(my_images)", "= ddp_model(images": "= model(images"})
+    run = launcher.run(*ONE_MACHINE, "--nproc-per-node", 2)
     assert difference(run.stdout, "one step") > 1e-4
     assert difference(run.stdout, "largest difference between the weights") > 1e-3
 
@@ -164,7 +168,7 @@ def test_killed_process_ends_the_run(launcher, victim):
         "EPOCHS = 2": "EPOCHS = 10_000",
         "torch.manual_seed(SEED)": "torch.manual_seed(SEED); (HERE / f'{rank}.pid').write_text(str(os.getpid()))",
     })
-    process = launcher.start("--nproc-per-node", 2)
+    process = launcher.start(*ONE_MACHINE, "--nproc-per-node", 2)
     for line in process.stdout:
         if line.startswith("  batch"):  # 訓練の途中である
             break
@@ -178,7 +182,6 @@ def test_killed_process_ends_the_run(launcher, victim):
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
     assert launcher.weights.read_bytes() == b"old weights"
-    assert not list(launcher.folder.glob("mnist_ddp.pth.*"))
 
 
 def errors(run):
@@ -189,16 +192,5 @@ def errors(run):
 
 @needs_torchrun
 def test_batch_that_cannot_be_shared_is_refused_in_one_line(launcher):
-    [error] = errors(launcher.run("--nproc-per-node", 3))
-    assert "64 枚を 3 プロセスで等分できない" in error
-
-
-def test_port_in_use_is_told_in_one_line(launcher):
-    with socket.socket() as holder:
-        holder.bind(("", 0))
-        holder.listen()
-        port = str(holder.getsockname()[1])
-        run = launcher.run(RANK="0", WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT=port)
-    [error] = errors(run)
-    assert port in error
-    assert "Traceback" not in run.stderr
+    told = set(errors(launcher.run(*ONE_MACHINE, "--nproc-per-node", 3)))
+    assert told == {"エラー: 64 枚を 3 プロセスで等分できない。プロセスの数を変える"}
