@@ -1,12 +1,17 @@
-"""MNIST の画像を DataLoader から 4 枚取り出し、ラベルとともに眺める。
+"""MNIST の手書き数字を DataLoader で 4 枚取り出し、画像の形、値の範囲、ラベルを、訓練の前に目で確かめる。
 
-前のレッスンまでとの違い: 手書き数字の画像 60,000 枚が入力になる。訓練の前に、形と値の範囲とラベルを目で確かめる。
+前のレッスン（01_pytorch_tutorial/learn_overfitting.py）との違い: 1 つのデータが、2 つの数で表した点から、縦 28 × 横 28 画素の
+手書き数字の画像になる。クラスは、0 から 9 の 10 個になる。訓練データは 60,000 枚ある。
 
 実行: python mnistview.py
 結果（2 コアの CPU で約 4 秒）:
+    images shape (4, 1, 28, 28), values from 0.0 to 1.0
     labels shape (4,), values [6, 8, 8, 7]
+    each image is in the dataset with the same label: [True, True, True, True]
+説明: このフォルダの README.md
 試してみよう:
-    - SEED を変えて、別の 4 枚を見る。BATCH_SIZE を 8 にすると、形はどう変わるか。
+    - BATCH_SIZE を 7 にすると、60,000 枚は何個のバッチに分かれるか。
+    - データの / 255 を消すと、値はいくつからいくつまでになるか。図の画素はなぜ黒と白だけになるか。
 """
 
 # %% 準備
@@ -19,22 +24,53 @@ from torchvision.datasets import MNIST
 
 SEED = 0
 BATCH_SIZE = 4  # 一度に取り出す枚数
-PICTURE = Path(__file__).resolve().parent.parent / "images" / "mnistview.png"
+HERE = Path(__file__).resolve().parent
+PICTURE = HERE.parent / "images" / "mnistview.png"
 torch.manual_seed(SEED)
 
 # %% データ
-dataset = MNIST(Path(__file__).resolve().parent / "data", train=True, download=True)  # 同梱のファイルを使い、無いときだけダウンロードする
-pixels = dataset.data.unsqueeze(1) / 255  # チャネルの軸を足す: (60000, 28, 28)、0 から 255 -> (60000, 1, 28, 28)、0 から 1
-train_loader = DataLoader(TensorDataset(pixels, dataset.targets), batch_size=BATCH_SIZE, shuffle=True)
-images, labels = next(iter(train_loader))  # 最初のバッチだけを使う
-print(f"images shape {tuple(images.shape)}, values from {images.min()} to {images.max()}")
+try:
+    train_set = MNIST(HERE / "data", train=True, download=True)  # データは同梱なので、ダウンロードは起こらない
+except Exception as error:  # 壊れ方によって例外の種類が変わる
+    raise SystemExit(f"エラー: {HERE / 'data'} の MNIST が壊れている。git restore で戻すか、取得し直す: {error!r}")
+# 画素は 0（背景）から 255（線の中心）の整数である。255 で割り、0 から 1 の小数にする
+pixels = train_set.data / 255  # (60000, 28, 28)
+# チャネルは、1 つの画素を表す数の個数である。明るさだけの灰色の画像は 1、赤・緑・青を持つカラーの画像は 3 になる
+all_images = pixels.unsqueeze(1)  # 大きさ 1 のチャネルの軸を加える: (60000, 28, 28) -> (60000, 1, 28, 28)
+all_labels = train_set.targets  # 画像に書かれた数字: (60000,)
+
+# TensorDataset は、i 番目の画像と i 番目のラベルを組にして持つ
+train_dataset = TensorDataset(all_images, all_labels)
+# DataLoader は、組を BATCH_SIZE 個ずつまとめ、バッチとして順に渡す。shuffle=True なら、渡す順番を混ぜる
+train_loader = DataLoader(train_dataset, batch_size=BATCH_SIZE, shuffle=True)
+print(f"{len(train_dataset)} images in {len(train_loader)} batches")
+
+# %% 最初のバッチ
+batches = iter(train_loader)
+images, labels = next(batches)  # 1 つ目のバッチだけを取り出す
+print(f"images shape {tuple(images.shape)}, values from {images.min().item()} to {images.max().item()}")
 print(f"labels shape {tuple(labels.shape)}, values {labels.tolist()}")
 
+# 順番を混ぜても組は崩れない。同じ画像を元のデータから探し、ラベルを比べる
+same_labels = []
+for image, label in zip(images, labels):
+    pixels_are_equal = all_images == image  # (60000, 1, 28, 28)
+    image_is_equal = pixels_are_equal.flatten(start_dim=1).all(dim=1)  # 784 画素がすべて等しいか: (60000,)
+    index = image_is_equal.nonzero().item()  # 等しい画像はただ 1 枚で、その番号
+    same_labels.append(all_labels[index].item() == label.item())
+print(f"each image is in the dataset with the same label: {same_labels}")
+
 # %% 図
-fig, grid = plt.subplots(1, BATCH_SIZE, figsize=(2.5 * BATCH_SIZE, 2.9), layout="constrained")
-for axes, image, label in zip(grid, images, labels):
-    axes.imshow(image[0], cmap="gray_r", vmin=0, vmax=1)  # (1, 28, 28) -> (28, 28)。0 を白、1 を黒で描く
-    axes.set(title=f"label {label}", xticks=[0, 27], yticks=[0, 27])
-fig.savefig(PICTURE)
-print(f"saved: {PICTURE}")
+fig = plt.figure(figsize=(2.4 * BATCH_SIZE, 2.5), layout="constrained")
+for i in range(BATCH_SIZE):
+    axes = fig.add_subplot(1, BATCH_SIZE, i + 1)
+    picture = axes.imshow(images[i, 0].numpy(), cmap="gray_r", vmin=0, vmax=1)  # (28, 28)。0 を白、1 を黒で描く
+    axes.set(title=f"label {labels[i]}", xticks=[0, 27], yticks=[0, 27])
+fig.colorbar(picture, ax=fig.axes, label="pixel value", shrink=0.65)
+try:
+    PICTURE.parent.mkdir(exist_ok=True)
+    fig.savefig(PICTURE)
+    print(f"saved: images/{PICTURE.name}")
+except OSError as error:  # 書き込めないフォルダでも、図は見せる
+    print(f"not saved: {error.strerror}")
 plt.show()
