@@ -1,20 +1,21 @@
-"""訓練済みの CNN の中をのぞく。学んだフィルタと、1 枚の画像が各層でどう変わるかを描く。
+"""訓練済みの CNN の中を見る。1 枚の画像が各段でどう変わるかと、訓練で決まったフィルタが何を取り出すかが分かる。
 
-前のレッスン（mnist_errors.py）との違い: 予測の結果ではなく途中を見る。モデルのコードを変えずに途中の出力を取り出す
-forward hook を使う。また、値が 1 方向へ増える絵を見せて、フィルタがどの向きの変化に反応するかを調べる。
+前のレッスン（mnist_errors.py）との違い: 予測の結果ではなく、途中の値を見る。mnist_convolution.py では人がフィルタを
+決めたが、ここでは訓練で決まった 32 個から、この画像に最も強く反応した 4 個を選び、特徴マップと並べて描く。
 
 実行: python mnist_cnn_features.py （別の画像は python mnist_cnn_features.py -s 5）
 結果（2 コアの CPU で約 4 秒）:
     features.0 Conv2d     (32, 28, 28)  -0.0484
     features.5 MaxPool2d  (64, 7, 7)    0.0542
+説明: このフォルダの README.md
 試してみよう:
-    - -s を変えて別の数字を入力し、特徴マップがどう変わるかを見る。
-    - model.load_state_dict の行を pass に替えて、訓練前のフィルタと比べる。
+    - -s 5 で別の数字を入力すると、選ばれる 4 個のフィルタはどれに変わるか。
+    - images を torch.zeros(1, 1, 28, 28) に替えて白紙を入力すると、4 個のフィルタの反応は何に等しくなるか。
 """
 
 # %% 準備
 import argparse
-import math
+import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -22,13 +23,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torchvision.datasets import MNIST
-from torchvision.utils import make_grid
 
-DIRECTIONS = ["right", "lower right", "bottom", "lower left", "left", "upper left", "top", "upper right"]  # 45 度ごと
+SHOWN = 4  # 描くフィルタの数
 HERE = Path(__file__).resolve().parent
 WEIGHTS = HERE / "mnist_cnn.pth"
 PICTURE = HERE.parent / "images" / "mnist_cnn_features.png"
 
+if hasattr(sys.stdout, "reconfigure"):  # Jupyter の stdout にはない
+    sys.stdout.reconfigure(errors="replace")  # 端末が表せない文字は ? にして、止まらない
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("-s", "--start-index", type=int, default=0, help="入力するテスト画像の番号（既定: 0）")
 args = parser.parse_args()  # セルごとに実行するときは parse_args([]) とする
@@ -73,61 +75,77 @@ model = CNN()
 try:
     model.load_state_dict(torch.load(WEIGHTS, map_location="cpu", weights_only=True))
 except Exception as error:  # 壊れ方によって例外の種類が変わる
-    parser.error(f"{WEIGHTS} は cnn の重みとして読めない。mnist.py -m cnn で訓練し直す: {error!r}")
-model = model.to(device, memory_format=torch.channels_last).eval()
+    parser.error(f"{WEIGHTS} は cnn の重みとして読み込めない。mnist.py -m cnn で訓練し直す: {error!r}")
+model = model.to(device).eval()
 
-# %% 各層の出力
-test_set = MNIST(HERE / "data", train=False, download=True)  # 同梱のファイルを使い、無いときだけダウンロードする
-image = test_set.data[args.start_index].reshape(1, 1, 28, 28) / 255  # (28, 28) -> (1, 1, 28, 28)、値は [0, 1]
+# %% データ
+try:
+    test_set = MNIST(HERE / "data", train=False, download=True)  # データは同梱なので、ダウンロードは起こらない
+except Exception as error:  # 壊れ方によって例外の種類が変わる
+    parser.error(f"{HERE / 'data'} の MNIST が壊れている。git restore で戻すか、取得し直す: {error!r}")
+images = test_set.data[args.start_index].reshape(1, 1, 28, 28) / 255  # (28, 28) -> (1, 1, 28, 28)、値は [0, 1]
+images = images.to(device)
 label = test_set.targets[args.start_index].item()
-outputs = {}  # {層の名前: 出力（特徴マップ） (C, H, W)}
-hooks = []  # hook は、その層の順伝播が終わるたびに (層, 入力, 出力) を渡されて呼ばれる
-for i, layer in enumerate(model.features):
-    name = f"features.{i} {layer}".split("(")[0]  # "features.0 Conv2d"
-    hooks.append(layer.register_forward_hook(
-        lambda layer, inputs, output, name=name: outputs.update({name: output[0].cpu()})))  # name=name で、その回の名前を覚える
+
+# %% 各段の出力
+outputs = {}  # {段の名前: 出力 (C, H, W)}
+x = images
 with torch.no_grad():
-    logits = model(image.to(device))  # (1, 1, 28, 28) -> (1, 10)
-for hook in hooks:  # 外さないと、以後の順伝播でも呼ばれ続ける
-    hook.remove()
-print(f"test image #{args.start_index}, label {label}, read as {logits.argmax()}")
+    for i, layer in enumerate(model.features):  # Sequential は、中の層を順に呼ぶだけなので、1 段ずつ自分で呼べる
+        x = layer(x)
+        name = f"features.{i} {type(layer).__qualname__}"  # クラスの名前を付けて "features.0 Conv2d" とする
+        outputs[name] = x[0].cpu()
+    logits = model.classifier(x)  # (1, 64, 7, 7) -> (1, 10)
+    difference = (logits - model(images)).abs().max()
+print(f"test image #{args.start_index}, label {label}, predicted {logits.argmax()}")
+print(f"stage by stage and model(images): largest difference {difference:.1e}")
 print("stage                 shape         mean   zeros")
 for name, maps in outputs.items():
-    zeros = f"{(maps == 0).float().mean():.1%}" if "ReLU" in name else ""  # ReLU が 0 にした値の割合
-    print(f"{name:21s} {str(tuple(maps.shape)):13s} {maps.mean():.4f}  {zeros}".rstrip())
+    zeros = ""
+    if "ReLU" in name:
+        zeros = f"  {(maps == 0).float().mean():.1%}"  # ReLU が 0 にした値の割合
+    print(f"{name:21s} {str(tuple(maps.shape)):13s} {maps.mean():.4f}{zeros}")
 
-# %% フィルタの反応
-# 画素の値が 1 方向へ増えていく（図では黒くなっていく）3×3 の絵を、8 方向について作り、32 個のフィルタに見せる
+# %% 強く反応したフィルタ
 filters = model.features[0].weight.detach().cpu()  # (32, 1, 3, 3)
-y, x = torch.meshgrid(torch.arange(-1.0, 2), torch.arange(-1.0, 2), indexing="ij")  # 画像の座標では、y は下向き
-angles = torch.arange(8) * math.pi / 4
-ramps = torch.stack([x * angle.cos() + y * angle.sin() for angle in angles]).unsqueeze(1)  # (8, 1, 3, 3)
-responses = F.conv2d(ramps, filters).flatten(start_dim=1)  # (8, 1, 3, 3) -> (8, 32)
-strongest, directions = responses.max(dim=0)  # (32,) が 2 つ
-print("the 3 filters that respond most to a change of pixel value:")
-for i in strongest.argsort(descending=True)[:3]:
-    print(f"filter {i:2d}: {strongest[i]:.2f} where pixel values rise toward the {DIRECTIONS[directions[i]]}")
+biases = model.features[0].bias.detach().cpu()  # (32,)
+maps = outputs["features.1 ReLU"]  # フィルタごとの特徴マップ: (32, 28, 28)
+largest = maps.amax(dim=(1, 2))  # 特徴マップごとの最大値: (32, 28, 28) -> (32,)
+chosen = largest.topk(SHOWN).indices.tolist()  # 最大値の大きい順
+# 余白では 9 画素がどれも 0 なので、畳み込みの結果はバイアスに等しい。バイアスが正のフィルタでは、余白も 0 にならず、
+# 図で灰色になる。逆に、この画像のどこでも ReLU の後が 0 になるフィルタもある
+print(f"bias > 0, not 0 on blank paper: {(biases > 0).sum()} of {len(filters)} filters")
+print(f"0 everywhere on this image: {(largest == 0).sum()} of {len(filters)} filters")
+padded_image = F.pad(images[0, 0].cpu(), (1, 1, 1, 1))  # padding=1 と同じく 0 で囲む: (28, 28) -> (30, 30)
+for i in chosen:
+    row, column = divmod(maps[i].argmax().item(), 28)  # argmax は 784 個の通し番号なので、行と列に分ける
+    patch = padded_image[row:row + 3, column:column + 3]  # 最も強く反応した 9 画素: (3, 3)
+    by_hand = (patch * filters[i, 0]).sum() + biases[i]
+    print(f"filter {i:2d}  largest {largest[i]:.3f} at row {row}, column {column}  "
+          f"nine products + bias {biases[i]:+.3f} = {by_hand:.3f}")
 
 # %% 図
-fig = plt.figure(figsize=(14, 7.5), layout="constrained")
-fig.suptitle(f"What the CNN sees: test image #{args.start_index}, label {label}")
-top, bottom = fig.subfigures(2, 1, height_ratios=[4, 5])
-input_axes, filter_axes, relu_axes = top.subplots(1, 3, width_ratios=[1, 2, 2])
-input_axes.imshow(image[0, 0], cmap="gray_r")
-input_axes.set_title("input: 1 x 28 x 28")
-limit = filters.abs().max()
-# 8 列に並べた 1 枚にする: (32, 1, 3, 3) -> (3, 17, 33) の先頭 (17, 33)。間の 1 画素は NaN で、何も描かれない
-filter_axes.imshow(make_grid(filters, padding=1, pad_value=math.nan)[0], cmap="PuOr", vmin=-limit, vmax=limit)
-filter_axes.set_title("features.0 filters: 32 x 1 x 3 x 3 (purple > 0, orange < 0)")
-stages = [name for name in outputs if "Conv2d" not in name]  # ReLU の前の値は描かない
-for axes, name in zip([relu_axes, *bottom.subplots(1, 3, width_ratios=[2, 1, 1])], stages):
-    maps = outputs[name].unsqueeze(1)  # (C, H, W) -> (C, 1, H, W)
-    axes.imshow(make_grid(maps, padding=1, pad_value=math.nan)[0], cmap="gray_r")
-    axes.set_title(f"{name}: " + " x ".join(map(str, outputs[name].shape)))
-for axes in fig.axes:
-    axes.set(xticks=[], yticks=[], facecolor="#BFDDF2")  # NaN の隙間から見える色
-filter_axes.set_xticks(range(2, 34, 4), [f"+{i}" for i in range(8)])  # フィルタの番号は、行の目盛り + 列の目盛り
-filter_axes.set_yticks(range(2, 18, 4), range(0, 32, 8))
-fig.savefig(PICTURE)
-print(f"saved: {PICTURE}")
+fig, axes = plt.subplots(2, SHOWN + 1, figsize=(10, 4.6), layout="constrained")
+axes[0, 0].axis("off")
+axes[1, 0].imshow(images[0, 0].cpu().numpy(), cmap="gray_r")
+axes[1, 0].set_title(f"input: label {label}")
+limit = filters.abs().max().item()
+for position, i in enumerate(chosen, start=1):
+    filter_axes, map_axes = axes[0, position], axes[1, position]
+    # 画像と同じく、大きい値ほど黒い。黒い所にインクがあり、白い所にないとき、強く反応する
+    filter_axes.imshow(filters[i, 0].numpy(), cmap="gray_r", vmin=-limit, vmax=3 * limit)
+    filter_axes.set_title(f"filter {i}\nbias {biases[i]:+.3f}")
+    for row in range(3):
+        for column in range(3):
+            filter_axes.text(column, row, f"{filters[i, 0, row, column]:+.1f}", fontsize=12, ha="center", va="center")
+    map_axes.imshow(maps[i].numpy(), cmap="gray_r", vmin=0)
+    map_axes.set_title(f"feature map\nlargest {largest[i]:.2f}")
+for one in axes.flat:
+    one.set(xticks=[], yticks=[])
+try:
+    PICTURE.parent.mkdir(exist_ok=True)
+    fig.savefig(PICTURE)
+    print(f"saved: images/{PICTURE.name}")
+except OSError as error:  # 書き込めないフォルダでも、図は見せる
+    print(f"not saved: {error.strerror}")
 plt.show()
