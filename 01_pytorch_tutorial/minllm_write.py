@@ -170,7 +170,7 @@ try:
     model = GPT(config).to(device)
     model.load_state_dict(saved["state_dict"])
 except Exception as error:  # 壊れ方によって例外の種類が変わる
-    parser.error(f"{WEIGHTS} は minllm_novel.py が作る重みとして読めない。minllm_novel.py で訓練して作り直す: {error!r}")
+    parser.error(f"{WEIGHTS} は minllm_novel.py が作る重みとして読み込めない。minllm_novel.py で訓練して作り直す: {error!r}")
 model.eval()
 V = len(characters)
 token_ids = {character: number for number, character in enumerate(characters)}  # 文字 -> トークン番号

@@ -78,8 +78,8 @@ for step in range(1, STEPS + 1):
     weight_means.append(weight_mean)
     differences.append(difference)
     if step <= 10 or step % 10 == 0:
-        print(f"step {step:3d}  loss {loss.item():.4f}  means: fc1.weight {weight_mean:+.4e}  change {change.mean():+.4e}"
-              f"  -lr*grad {expected.mean():+.4e}  largest difference {difference:.1e}")
+        print(f"step {step:3d}  loss {loss.item():.4f}  means: fc1.weight {weight_mean:+.4e}  "
+              f"change {change.mean():+.4e}  -lr*grad {expected.mean():+.4e}  largest difference {difference:.1e}")
 # float32 の有効桁は 7 桁ほどなので、丸め誤差の分だけ違う
 print(f"largest difference in all {STEPS} steps: {max(differences):.1e}")
 

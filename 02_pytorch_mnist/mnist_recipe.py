@@ -167,7 +167,11 @@ print(f"standard error of one accuracy: {standard_error:.2f} points")
 # 大きく、損失は下がりきらない（右の図の橙）。小さいままだと、進みが遅い（青）。大きな学習率で進み、最後に下げれば、揺れが
 # 収まって損失が下がる（緑）。低く始めるのは、重みが激しく変わる訓練の初めを安定させるためだが、この図では初めが遅くなっている。
 # 出典: https://arxiv.org/abs/1706.02677 の 2.2 節
-colours = {"Adam, constant rate 0.001": "#0072B2", "ten times the rate": "#D55E00", "rate raised and lowered": "#009E73"}
+colours = {
+    "Adam, constant rate 0.001": "#0072B2",
+    "ten times the rate": "#D55E00",
+    "rate raised and lowered": "#009E73",
+}
 fig = plt.figure(figsize=(11, 4.8), layout="constrained")
 axes = fig.subplot_mosaic([["table", "loss"], ["table", "rate"]], height_ratios=[2, 1])
 for row, (name, values) in enumerate(accuracies.items()):
@@ -183,7 +187,7 @@ for name, colour in colours.items():
     epochs = [CURVE_STEPS * (part + 0.5) * EPOCHS / len(losses) for part in range(len(parts))]
     axes["loss"].plot(epochs, parts, color=colour, label=name)
     axes["rate"].plot([step * EPOCHS / len(losses) for step in range(len(losses))], rates, color=colour)
-axes["loss"].set(yscale="log", ylabel="training loss", title="A large rate is fast, a small one settles", xticklabels=[])
+axes["loss"].set(yscale="log", ylabel="training loss", xticklabels=[], title="Large rate: fast. Small rate: settles")
 axes["loss"].legend()
 axes["rate"].set(xlabel="epoch", ylabel="learning rate")
 try:
