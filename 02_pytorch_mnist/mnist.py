@@ -7,11 +7,12 @@
       python mnist.py -m cnn
 結果（2 コアの CPU で MLP は約 8 秒、CNN は約 25 秒）:
     model: mlp (79510 parameters)
-    epoch 7/7  train loss 0.3779  test loss 0.1074  test accuracy 98.58%
+    epoch 8/8  train loss 0.0575  test loss 0.0483  test accuracy 98.41%
 説明: このフォルダの README.md
 試してみよう:
-    - python mnist.py -m cnn -e 1 -w try.pth で 1 エポックだけ訓練すると、正解率は何 % になるか。
-    - MLP の LEARNING_RATE を 1e-4 にして -w try.pth を付けると、8 エポックで正解率は何 % に届くか。
+    - python mnist.py -e 1 -w try.pth で 1 エポックだけ訓練すると、正解率は、8 エポックの訓練の 1 エポック目より高いか。
+    - EPOCHS の mlp を 1、BATCH_SIZE の mlp を 6000 にして -w try.pth を付けると、更新は何回になるか。正解率は何 % か。
+    - EPOCHS の mlp を 1、LEARNING_RATE の mlp を 1e-4 にして -w try.pth を付けると、正解率は何 % か。
 """
 
 # %% 準備

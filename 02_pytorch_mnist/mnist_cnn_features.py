@@ -5,12 +5,13 @@
 
 実行: python mnist_cnn_features.py （別の画像は python mnist_cnn_features.py -s 5）
 結果（2 コアの CPU で約 4 秒）:
-    features.0 Conv2d     (32, 28, 28)  -0.0484
-    features.5 MaxPool2d  (64, 7, 7)    0.0542
+    features.0 Conv2d     (32, 28, 28)  -0.0609
+    features.5 MaxPool2d  (64, 7, 7)    0.0666
 説明: このフォルダの README.md
 試してみよう:
     - -s 5 で別の数字を入力すると、選ばれる 4 個のフィルタはどれに変わるか。
     - images を torch.zeros(1, 1, 28, 28) に替えて白紙を入力すると、4 個のフィルタの反応は何に等しくなるか。
+    - どこでも 0 だったフィルタの番号を表示する。正の重みの和にバイアスを足すと、いくつになるか。
 """
 
 # %% 準備

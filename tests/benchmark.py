@@ -166,7 +166,7 @@ def measure_frame(repeats):
     page = read_page("mnist_draw")
 
     def frame(name, angle):
-        x, y = page["paper"].transData.transform((0.5 + 0.3 * math.sin(angle), 0.5 + 0.3 * math.cos(1.7 * angle)))
+        x, y = page["grid"][0, 0].transData.transform((0.5 + 0.3 * math.sin(angle), 0.5 + 0.3 * math.cos(1.7 * angle)))
         event = MouseEvent(name, page["fig"].canvas, x, y, button=1)
         start = time.perf_counter()
         page["fig"].canvas.callbacks.process(name, event)

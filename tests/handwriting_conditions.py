@@ -144,7 +144,9 @@ def read(page, image, file_format):
         path = Path(folder) / "digit"
         image.save(path, file_format)
         try:
-            return page.scale_and_center(page.extract_ink(page.read_picture(path)))
+            ink = page.find_ink(page.divide_by_paper(page.read_picture(path)))
+            digit, _ = page.choose_digit(ink)
+            return page.center_of_mass(page.fit(digit))
         except ValueError:
             return torch.zeros(1, 1, 28, 28)
 

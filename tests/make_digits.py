@@ -65,11 +65,18 @@ def main(folder):
     white = np.full((SIZE, SIZE), 255.0)
     transparent = np.zeros((SIZE, SIZE, 4), np.uint8)
     transparent[..., 3] = 255 * ink_of(4, 9, rng)
+    rows, columns = np.mgrid[0:SIZE, 0:SIZE]
+    rules = 0.3 * ((rows + columns // 100) % 50 < 2)  # 少し傾いた罫線
+    pen = 0.85 * ink_of(3, 4, rng)
+    marker = ink_of(7, 12, rng)
+    neighbour = np.roll(marker, 150, axis=1) * (columns > 200)  # 右の縁で切れた、隣の数字
+    box = 0.7 * ((abs(rows - SIZE / 2) < 145) & (abs(columns - SIZE / 2) < 145)
+                 & ((abs(rows - SIZE / 2) > 140) | (abs(columns - SIZE / 2) > 140)))  # 印刷された枠
     pictures = {
-        "pen_3.png": blend(paper(rng, 235, 3), 0.85 * ink_of(3, 4, rng), (30, 50, 140)),
-        "marker_7.png": blend(white, ink_of(7, 12, rng), (20, 20, 20)),
+        "pen_3.png": blend(paper(rng, 235, 3), np.maximum(pen, rules), (30, 50, 140)),
+        "marker_7.png": blend(white, np.maximum(marker, neighbour), (20, 20, 20)),
         "chalk_2.png": blend(paper(rng, 70, 4), 0.8 * ink_of(2, 7, rng), (235, 235, 225)),
-        "pencil_5.png": blend(paper(rng, 225, 4), 0.55 * ink_of(5, 5, rng), (70, 70, 75)),
+        "pencil_5.png": blend(paper(rng, 225, 4), np.maximum(0.55 * ink_of(5, 5, rng), box), (70, 70, 75)),
         "paint_4.png": Image.fromarray(transparent),
     }
     for name, picture in pictures.items():

@@ -1,5 +1,6 @@
 """mnist_handwriting.py と mnist_draw.py が、MNIST ではない数字を読む。"""
 
+import ast
 import os
 import re
 import shutil
@@ -10,8 +11,8 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from matplotlib.backend_bases import KeyEvent, MouseEvent
-from PIL import Image
+from matplotlib.backend_bases import FigureCanvasBase, MouseEvent
+from PIL import Image, features
 
 import handwriting_conditions as conditions
 from conftest import ROOT, read_mnist
@@ -22,32 +23,92 @@ DIGITS = sorted((ROOT / "images" / "digits").glob("*.png"))
 # mnist_handwriting.py
 
 
-def test_the_example_photographs_are_read_and_the_picture_says_what_the_terminal_says(run):
+def prepare(page, path):
+    digit, _ = page.choose_digit(page.find_ink(page.divide_by_paper(page.read_picture(path))))
+    return page.center_of_mass(page.fit(digit))
+
+
+def write(tmp_path, *places, name="page.png"):
+    """places は (数字, 左, 上, 倍率)。白い紙に MNIST の数字を並べた画像の Path"""
+    images, labels = read_mnist("t10k")
+    paper = np.full((400, 400), 255, np.uint8)
+    for digit, left, top, zoom in places:
+        image = np.kron(images[(labels == digit).argmax()], np.ones((zoom, zoom), np.uint8))
+        paper[top:top + len(image), left:left + len(image)] -= image
+    Image.fromarray(paper).save(tmp_path / name)
+    return tmp_path / name
+
+
+def test_the_examples_are_read_and_the_picture_shows_every_stage(run):
     lesson = run("mnist_handwriting")
-    assert len(lesson.results) == len(lesson.grid) == 5
-    for path, (name, _, digit, probabilities), (original, seen, bars) in zip(DIGITS, lesson.results, lesson.grid):
+    assert [path.name for path in lesson.answers] == [path.name for path in DIGITS]
+    assert len(lesson.shown) == len(lesson.grid) == 5
+    for path, (name, stages, probabilities), row in zip(DIGITS, lesson.shown, lesson.grid):
         answer = int(path.stem[-1])
-        assert name == original.get_title() == path.name
         assert f"{name}: read as {answer} ({probabilities[answer]:.1%})" in lesson.stdout
-        assert digit.shape == (1, 1, 28, 28) and 0 <= digit.min() and digit.max() <= 1
-        np.testing.assert_array_equal(seen.images[0].get_array(), digit[0, 0])
-        np.testing.assert_allclose([bar.get_height() for bar in bars.patches], probabilities)
-        assert bars.get_title() == f"read as {answer} ({probabilities[answer]:.0%})"
-        colors = [bar.get_facecolor() for bar in bars.patches]
-        assert [colors.count(color) for color in colors] == [1 if digit == answer else 9 for digit in range(10)]
+        assert name == row[0].get_ylabel() == path.name and len(stages) == 6
+        for stage, axes in zip(stages, row):
+            np.testing.assert_array_equal(axes.images[0].get_array(), stage[0, 0])
+        assert stages[-1].shape == (1, 1, 28, 28)
+        np.testing.assert_allclose([bar.get_height() for bar in row[6].patches], probabilities)
+        assert row[6].get_title() == f"read as {answer} ({probabilities[answer]:.0%})"
 
 
-def test_the_ink_is_scaled_and_centered_as_in_mnist(run):
-    ink = torch.zeros(1, 1, 300, 400)
-    ink[..., 40:240, 300:340] = 1  # 幅 40、高さ 200 の棒
-    digit = run("mnist_handwriting").scale_and_center(ink)[0, 0]
-    rows, columns = (digit > 0.5).nonzero().unbind(dim=1)
-    assert rows.max() - rows.min() + 1 in (19, 20) and columns.max() - columns.min() + 1 in (3, 4, 5)
+def test_the_paper_becomes_flat_and_the_ink_dark_whatever_their_colors(run):
+    page = run("mnist_handwriting")
+    shade = torch.linspace(0.4, 0.9, 300).expand(1, 1, 300, 300)
+    ink = torch.zeros(1, 1, 300, 300)
+    ink[..., 100:200, 140:160] = 1
+    for gray in (shade * (1 - 0.6 * ink), 1 - shade * (1 - 0.6 * ink)):
+        flat = page.divide_by_paper(gray)
+        assert flat[ink == 0].mean() > 0.95 and flat[ink == 1].max() < 0.7
+        assert (page.find_ink(flat) - ink).abs().mean() < 0.01
+
+
+def test_rules_disappear_and_strokes_stay(run):
+    darkness = torch.zeros(1, 1, 200, 400)
+    darkness[..., 50:52, :] = 0.5
+    darkness[..., 120:122, 100:300] = 0.5  # 端まで届かない横棒
+    rules = run("mnist_handwriting").find_rules(darkness)
+    assert (rules[..., 50:52, :] == 0.5).all() and (rules[..., 100:, :] == 0).all()
+
+
+def test_connected_components_have_one_number_each(run):
+    mask = torch.zeros(1, 1, 20, 20)
+    mask[..., 2:18, 3] = mask[..., 17, 3:10] = mask[..., 5, 9:15] = 1
+    labels = run("mnist_handwriting").connected_components(mask)
+    assert (labels > 0).equal(mask > 0) and len(labels[mask > 0].unique()) == 2
+
+
+def test_the_digit_is_chosen_among_specks_frames_and_neighbours(run):
+    page = run("mnist_handwriting")
+    digit = torch.zeros(1, 1, 400, 400)
+    digit[..., 120:280, 180:200] = 1
+    others = torch.zeros_like(digit)
+    others[..., 60:68, 60:340] = others[..., 332:340, 60:340] = 1  # 枠
+    others[..., 60:340, 60:68] = others[..., 60:340, 332:340] = 1
+    others[..., 100:104, 100:104] = 1  # 汚れ
+    others[..., 40:300, 380:400] = 1  # 縁で切れた隣の字
+    chosen, n_alike = page.choose_digit(digit + others)
+    assert chosen.equal(digit) and n_alike == 1
+    assert page.choose_digit(digit + digit.roll(80, dims=3))[1] == 2
+
+
+def test_the_digit_is_fitted_and_centered_as_in_mnist(run):
+    page = run("mnist_handwriting")
+    bar = torch.zeros(1, 1, 300, 400)
+    bar[..., 40:240, 300:340] = 1  # 幅 40、高さ 200
+    small = page.fit(bar)
+    assert small.shape == (1, 1, 20, 4)
+    bar[..., 40:240, 302:340] = 0  # 縮めると消える、太さ 2 の線
+    assert page.fit(bar).sum(dim=3).mean() > 1
+    digit = page.center_of_mass(small)[0, 0]
+    assert digit.shape == (28, 28)
     for side in (digit.sum(dim=1), digit.sum(dim=0)):
-        assert abs((side * torch.arange(28)).sum() / side.sum() - 14) <= 1
+        assert abs((side * torch.arange(28)).sum() / side.sum() - 14) < 0.51
 
 
-def test_every_kind_of_png_and_jpeg_is_read(run, tmp_path):
+def test_every_format_that_pillow_opens_is_read(run, tmp_path):
     page = run("mnist_handwriting")
     image = Image.fromarray(255 - np.kron(read_mnist("t10k")[0][0], np.ones((12, 12), np.uint8)))
     pixels = np.asarray(image)
@@ -59,21 +120,40 @@ def test_every_kind_of_png_and_jpeg_is_read(run, tmp_path):
         "clear.png": (Image.merge("LA", (Image.new("L", image.size), Image.fromarray(255 - pixels))), {}),
         "clear palette.png": (image.point(lambda value: 255 * (value > 128)).convert("P"), {"transparency": 255}),
         "cmyk.jpg": (image.convert("CMYK"), {}), "sideways.jpg": (image.rotate(90), {"exif": sideways}),
+        "x.gif": (image, {}), "x.bmp": (image, {}), "x.tiff": (image, {}), "[1].jpg": (image, {}),
     }
+    for name in ("webp", "avif"):
+        if features.check(name):
+            kinds[f"x.{name}"] = (image, {})
     for name, (picture, options) in kinds.items():
         picture.save(tmp_path / name, **options)
-        ink = page.extract_ink(page.read_picture(tmp_path / name))
-        probabilities = page.model(page.scale_and_center(ink).to(page.device)).softmax(dim=1)
+        probabilities = page.model(prepare(page, tmp_path / name).to(page.device)).softmax(dim=1)
         assert probabilities.argmax() == 7, name
+    reader = run("mnist_handwriting", tmp_path / "*.jpg", tmp_path / "[1].jpg")  # Windows では * のまま届く
+    assert [path.name for path in reader.answers] == ["[1].jpg", "cmyk.jpg", "sideways.jpg"]
 
 
-def test_ten_digits_in_each_condition_are_read(run):
+def test_five_digits_in_each_condition_are_read(run):
     page = run("mnist_handwriting")
-    images, labels = conditions.choose(10)
+    images, labels = conditions.choose(5)
     own = (conditions.answers(page, list((images / 255).reshape(-1, 1, 1, 28, 28))) == labels).sum().item()
-    right = {name: conditions.measure(page, name, count=10) for name in conditions.CONDITIONS}
-    assert own >= 9 and sum(right.values()) >= own * len(right) - 3, right
-    assert conditions.measure_fonts(page) >= 48
+    right = {name: conditions.measure(page, name, count=5) for name in conditions.CONDITIONS}
+    assert own == 5 and sum(right.values()) >= own * len(right) - 3, right
+    assert conditions.measure_fonts(page) >= 47
+
+
+def test_two_digits_and_a_doubtful_answer_get_a_word(run, tmp_path):
+    two = run("mnist_handwriting", write(tmp_path, (7, 20, 100, 6), (2, 220, 100, 6)))
+    assert "数字が 2 つ見える" in two.stdout
+    one = run("mnist_handwriting", write(tmp_path, (7, 100, 100, 6), name="one.png"))
+    assert "見える" not in one.stdout and "自信がない" not in one.stdout
+    assert "自信がない" in run("mnist_handwriting", UNSURE=1.1).stdout
+
+
+def test_the_figure_shows_the_first_pictures_and_says_so(run):
+    page = run("mnist_handwriting", MAX_ROWS=2)
+    assert "the figure shows the first 2 of 5" in page.stdout
+    assert len(page.grid) == len(page.shown) == 2 and len(page.answers) == 5
 
 
 def png_header(width, height):
@@ -89,14 +169,15 @@ def test_what_is_not_a_digit_is_refused_in_one_line_and_the_others_are_read(run,
     Image.fromarray(np.random.default_rng(0).normal(200, 6, (200, 300)).astype(np.uint8)).save(tmp_path / "blank.png")
     Image.new("L", (1, 1)).save(tmp_path / "dot.png")
     Image.new("L", (5000, 2)).save(tmp_path / "strip.png")
-    reasons = {"blank.png": "何も書かれていない", "huge.png": "5000 万画素"}
+    (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(500))
+    reasons = {"blank.png": "何も書かれていない", "strip.png": "細長すぎる", "phone.heic": "互換性優先", "missing.png": "No such file"}
     bad = [*sorted(path.name for path in tmp_path.iterdir()), "missing.png", "."]
     for name in bad:
         message = refuse("mnist_handwriting", tmp_path / name)
         assert str(tmp_path / name) in message and reasons.get(name, "") in message
         assert len(message.splitlines()) == 1, message
     page = run("mnist_handwriting", *[tmp_path / name for name in bad], DIGITS[0])
-    assert [int(row.argmax()) for *_, row in page.results] == [2] and len(capsys.readouterr().err.splitlines()) == len(bad)
+    assert list(page.answers.values()) == [2] and len(capsys.readouterr().err.splitlines()) == len(bad)
 
 
 # mnist_draw.py
@@ -116,15 +197,16 @@ STROKES = {  # 数字ごとの画。点は 0 から 1 の (x, y) で、y は下�
 }
 
 
+def send(page, name, axes, point):
+    x, y = axes.transData.transform(point)
+    page.fig.canvas.callbacks.process(name, MouseEvent(name, page.fig.canvas, x, y, button=1))
+
+
 def draw(page, strokes, rng):
     size, steps = rng.uniform(0.15, 0.85), rng.integers(1, 6)  # steps は点の間を何回で動くか。少ないほど速い
     left, top = rng.uniform(0, 1 - size, 2)
     slant = rng.uniform(-0.15, 0.15)
-
-    def send(name, point):
-        x, y = page.paper.transData.transform(point)
-        page.fig.canvas.callbacks.process(name, MouseEvent(name, page.fig.canvas, x, y, button=1))
-
+    paper = page.grid[0, 0]
     for stroke in strokes:
         points = np.array([point.split() for point in stroke.split(", ")], dtype=float) / 100
         points += rng.normal(0, 0.015, points.shape)
@@ -132,51 +214,102 @@ def draw(page, strokes, rng):
         points = (points * size + (left, top)).clip(0.001, 0.999)
         knots = np.linspace(0, len(points) - 1, (len(points) - 1) * steps + 1)
         path = np.stack([np.interp(knots, range(len(points)), points[:, axis]) for axis in (0, 1)], axis=1)
-        send("button_press_event", path[0])
+        send(page, "button_press_event", paper, path[0])
         for point in path[1:]:
-            send("motion_notify_event", point)
-        send("button_release_event", path[-1])
+            send(page, "motion_notify_event", paper, point)
+        send(page, "button_release_event", paper, path[-1])
 
 
-def press_key(page, key):
-    page.fig.canvas.callbacks.process("key_press_event", KeyEvent("key_press_event", page.fig.canvas, key))
+def click_clear(page):
+    for name in ("button_press_event", "button_release_event"):
+        send(page, name, page.clear_button.ax, (0.5, 0.5))
 
 
-def test_a_hundred_drawn_digits_are_read(run, capsys, monkeypatch):
+@pytest.fixture
+def drawing(run, monkeypatch):
     page = run("mnist_draw")
-    monkeypatch.setattr(page.fig.canvas, "draw_idle", lambda: None)  # 窓がないので、描き直す時間を省く
+    monkeypatch.setattr(page.fig.canvas, "draw_idle", lambda: None)  # ウィンドウがないので、描き直す時間を省く
+    click_clear(page)
+    return page
+
+
+def test_fifty_drawn_digits_are_read(drawing, capsys):
     rng = np.random.default_rng(0)
     wrong = []
-    for digit in 10 * list(range(10)):
-        press_key(page, "c")
-        draw(page, STROKES[digit], rng)
+    for digit in 5 * list(range(10)):
+        click_clear(drawing)
+        draw(drawing, STROKES[digit], rng)
         answer = int(re.findall(r"read as (\d)", capsys.readouterr().out)[-1])
         if answer != digit:
             wrong.append((digit, answer))
-    assert len(wrong) <= 5, wrong
+    assert len(wrong) <= 3, wrong
+
+
+def test_the_button_leaves_a_blank_page_that_is_not_read(drawing, capsys):
+    draw(drawing, STROKES[7], np.random.default_rng(0))
+    assert "read as 7" in drawing.grid[0, 2].get_title()
+    click_clear(drawing)
+    assert drawing.grid[0, 2].get_title() == "nothing is drawn"
+    assert not any(bar.get_height() for bar in drawing.charts[0]) and not drawing.views[0].get_array().any()
+    capsys.readouterr()
+    send(drawing, "motion_notify_event", drawing.grid[0, 0], (0.5, 0.5))  # 押さずに動く
+    send(drawing, "button_release_event", drawing.grid[0, 0], (0.5, 0.5))
+    send(drawing, "button_press_event", drawing.grid[0, 1], (5, 5))  # 紙の外で押す
+    assert not capsys.readouterr().out and drawing.grid[0, 2].get_title() == "nothing is drawn"
+
+
+def test_the_distance_is_to_the_nearest_point_of_the_segment(run):
+    segment = [torch.tensor([value]) for value in (1.0, 2.0, 5.0, 2.0)]
+    distance = run("mnist_draw").distance_to_segment
+    for x, y, expected in ((3.0, 5.0, 3.0), (0.0, 2.0, 1.0), (8.0, 6.0, 5.0), (2.0, 2.0, 0.0)):
+        assert distance(torch.tensor(x), torch.tensor(y), *segment).item() == pytest.approx(expected)
+    assert distance(torch.tensor(4.0), torch.tensor(6.0), *segment[:2], *segment[:2]).item() == pytest.approx(5)
 
 
 def test_the_drawn_digit_looks_like_mnist_wherever_and_however_large_it_is_drawn(run):
-    render = run("mnist_draw").render
-    stroke = [0.2 + 0.1j, 0.3 + 0.1j, 0.25 + 0.4j]
-    digit = render([stroke])
-    assert digit.shape == (1, 1, 28, 28) and digit.min() == 0 and digit.max() == 1
-    rows, columns = (digit[0, 0] > 0.5).nonzero().unbind(dim=1)
-    assert rows.max() - rows.min() + 1 in (19, 20, 21)
-    assert abs((digit[0, 0].sum(dim=1) * torch.arange(28)).sum() / digit.sum() - 14) < 0.5
-    torch.testing.assert_close(render([[0.1 + 2 * point for point in stroke]]), digit, atol=1e-3, rtol=0)
-
-
-def test_without_a_display_an_example_is_read(run):
     page = run("mnist_draw")
-    assert "no display" in page.stdout and "read as 7" in page.stdout
+    stroke = [(0.2, 0.1), (0.3, 0.1), (0.25, 0.4)]
+    small = page.fit([stroke])
+    assert small.shape[2] == 20 and small.min() == 0 and small.max() == 1
+    digit = page.center_of_mass(small)
+    assert digit.shape == (1, 1, 28, 28)
+    assert abs((digit[0, 0].sum(dim=1) * torch.arange(28)).sum() / digit.sum() - 14) <= 0.5
+    moved = [(0.1 + 2 * x, 2 * y) for x, y in stroke]
+    torch.testing.assert_close(page.fit([moved]), small, atol=1e-3, rtol=0)
+    assert page.center_of_mass(page.fit([[(0.5, 0.5)]])).max() == 1  # 点を打っただけ
+
+
+def test_both_pages_center_in_the_same_way(run):
+    pages = [run("mnist_handwriting"), run("mnist_draw")]
+    drawn, written = [ast.dump(next(node for node in ast.parse(page.path.read_text(encoding="utf-8")).body
+                                    if getattr(node, "name", "") == "center_of_mass")) for page in pages]
+    assert drawn == written and pages[0].FIT == pages[1].FIT
+
+
+def test_without_a_window_a_growing_stroke_is_read(run):
+    page = run("mnist_draw")
+    readings = re.findall(r"points: read as (\d)", page.stdout)
+    assert "no window" in page.stdout and len(readings) == 3 == len(page.grid) and readings[-1] == "3"
+    assert len(set(readings)) > 1  # 線が伸びると、答えが変わる
+    assert all(0 < x < 1 and 0 < y < 1 for x, y in page.stroke)
     assert "saved:" in page.stdout and page.PICTURE.exists()
 
 
+@pytest.fixture
+def window(run, monkeypatch):
+    """ウィンドウがあるときの mnist_draw.py"""
+    monkeypatch.setattr(FigureCanvasBase, "required_interactive_framework", "tk")
+    return run.execute("mnist_draw")
+
+
+def test_with_a_window_the_page_is_empty_and_waits(window):
+    assert window.grid.shape == (1, 3) and not window.strokes and "read as" not in window.stdout
+    assert "saved:" in window.stdout
+
+
 @pytest.mark.skipif(not (shutil.which("Xvfb") and shutil.which("xdotool")), reason="Xvfb と xdotool がない")
-def test_a_real_window(run, checkout):
+def test_a_real_window(window, checkout):
     pytest.importorskip("tkinter", reason="tkinter がない")
-    page = run("mnist_draw")
     server = subprocess.Popen(["Xvfb", "-displayfd", "1", "-screen", "0", "1280x800x24"], stdout=subprocess.PIPE,
                               stderr=subprocess.DEVNULL, text=True)
     env = {**os.environ, "DISPLAY": f":{server.stdout.readline().strip()}", "MPLBACKEND": "TkAgg"}
@@ -185,25 +318,27 @@ def test_a_real_window(run, checkout):
         return subprocess.run(["xdotool", *map(str, args)], env=env, capture_output=True, text=True, check=True).stdout
 
     def at(axes, x, y):
-        """axes の中の位置（左上が (0, 0)、右下が (1, 1)）を、窓の左上からの画素にする。"""
-        box = axes.get_position()
+        """axes の中の位置（左上が (0, 0)、右下が (1, 1)）を、ウィンドウの左上からの画素にする。"""
+        box, (width, height) = axes.get_position(), window.fig.bbox.size
         return round(width * (box.x0 + box.width * x)), round(height * (1 - box.y1 + box.height * y))
+
+    def write(*corners):
+        """紙の上で、corners を順に結ぶ画を書く。"""
+        xdotool("mousemove", *at(window.grid[0, 0], *corners[0]), "sleep", 0.2, "mousedown", 1)
+        for start, end in zip(corners, corners[1:]):
+            for x, y in np.linspace(start, end, 11)[1:]:
+                xdotool("mousemove", *at(window.grid[0, 0], x, y), "sleep", 0.02)
+        xdotool("mouseup", 1, "sleep", 0.5)
 
     lesson = subprocess.Popen([sys.executable, checkout / "02_pytorch_mnist" / "mnist_draw.py"], env=env,
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        window = xdotool("search", "--sync", "--onlyvisible", "--name", "Figure 1").split()[-1]
-        width, height = map(int, re.search(r"Geometry: (\d+)x(\d+)", xdotool("getwindowgeometry", window)).groups())
-        xdotool("windowmove", window, 0, 0, "sleep", 1)
-        xdotool("mousemove", *at(page.paper, 0.2, 0.2), "sleep", 0.2, "mousedown", 1)  # 7 を書く
-        for i in range(1, 11):
-            xdotool("mousemove", *at(page.paper, 0.2 + 0.06 * i, 0.2), "sleep", 0.02)
-        for i in range(1, 11):
-            xdotool("mousemove", *at(page.paper, 0.8 - 0.04 * i, 0.2 + 0.06 * i), "sleep", 0.02)
-        xdotool("mouseup", 1, "sleep", 0.5, "key", "c", "sleep", 0.5)  # 消す
-        for y in (0.2, 0.8):  # 1 を書く。7 が消えていなければ、1 とは読まれない
-            xdotool("mousemove", *at(page.paper, 0.5, y), "sleep", 0.2, "mousedown", 1)
-        xdotool("mouseup", 1, "sleep", 0.5, "key", "q")  # q は、matplotlib が窓を閉じるキー
+        screen = xdotool("search", "--sync", "--onlyvisible", "--name", "Figure 1").split()[-1]
+        xdotool("windowmove", screen, 0, 0, "sleep", 1)
+        write((0.2, 0.2), (0.8, 0.2), (0.4, 0.8))
+        xdotool("mousemove", *at(window.clear_button.ax, 0.5, 0.5), "sleep", 0.2, "click", 1, "sleep", 0.5)
+        write((0.5, 0.2), (0.5, 0.8))  # 7 が消えていなければ、1 とは予測されない
+        xdotool("key", "q")  # q は、matplotlib がウィンドウを閉じるキー
         out, err = lesson.communicate(timeout=60)
     finally:
         lesson.kill()
