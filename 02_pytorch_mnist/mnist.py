@@ -18,7 +18,6 @@
 # %% 準備
 import argparse
 import math
-import math
 import os
 import sys
 from pathlib import Path
