@@ -57,9 +57,9 @@ print(f"data: {len(train_features)} for training, {len(held_out_features)} held 
 # %% モデルと損失
 model = nn.Linear(2, 2).to(device)  # 2 つの特徴量から、2 つのロジットを出す
 
-# ソフトマックスは、ロジット z[0], z[1] を、正で和が 1 になる確率に変える: p[i] = exp(z[i]) / (exp(z[0]) + exp(z[1]))
+# softmax は、ロジット z[0], z[1] を、正で和が 1 になる確率に変える: p[i] = exp(z[i]) / (exp(z[0]) + exp(z[1]))
 # 交差エントロピーは、正解のクラスの確率を p としたときの -ln p の平均で、p が 1 なら 0、p が 0 に近いほど大きい
-# nn.CrossEntropyLoss は、その中でソフトマックスも計算する。だから、渡すのは確率ではなくロジットである
+# nn.CrossEntropyLoss は、その中で softmax も計算する。だから、渡すのは確率ではなくロジットである
 criterion = nn.CrossEntropyLoss()
 
 # Adam は、勾配をその最近の大きさで割ってから使う。勾配が小さくなっても、SGD ほど歩みが遅くならない

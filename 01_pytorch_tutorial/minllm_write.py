@@ -167,11 +167,11 @@ try:
     saved = torch.load(WEIGHTS, map_location="cpu", weights_only=True)
     characters = saved["characters"]  # トークン番号 n の文字は characters[n]
     config = GPTConfig(**saved["config"])
-    model = GPT(config).to(device)
+    model = GPT(config)
     model.load_state_dict(saved["state_dict"])
 except Exception as error:  # 壊れ方によって例外の種類が変わる
     parser.error(f"{WEIGHTS} は minllm_novel.py が作る重みとして読み込めない。minllm_novel.py で訓練して作り直す: {error!r}")
-model.eval()
+model = model.to(device).eval()
 V = len(characters)
 token_ids = {character: number for number, character in enumerate(characters)}  # 文字 -> トークン番号
 

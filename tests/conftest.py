@@ -43,6 +43,14 @@ def drawn_images(fig):
     return [axes for axes in fig.axes if axes.images]
 
 
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]\d+)?")
+
+
+def without_numbers(line):
+    """行から、数の値と日本語の文章を除いた単語。"""
+    return NUMBER.sub("0", re.sub(r"[^\x00-\x7f].*", "", line)).split()
+
+
 def files_in(folder):
     """folder の中の全ファイルの {相対パス: (大きさ, 更新時刻)}。何かが作られたり変わったりしたかを比べる。"""
     return {path.relative_to(folder).as_posix(): (path.stat().st_size, path.stat().st_mtime_ns)

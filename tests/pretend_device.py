@@ -80,8 +80,8 @@ def compute(operation, args, kwargs):
     result = operation(*to_cpu(args), **to_cpu(kwargs))
     if operation is aten._local_scalar_dense.default:  # item()
         return result
-    if operation._schema.is_mutable and operation._schema.name.endswith("_"):  # add_ などは、自分自身を返す
-        return args[0]
+    if result is not None and operation._schema.is_mutable and operation._schema.name.endswith("_"):
+        return args[0]  # add_ などは、自分自身を返す
     return to_device(result)
 
 
