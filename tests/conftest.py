@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 import torch
 
-torch.set_num_threads(2)  # 文書の出力は 2 コアのマシンで作った。スレッドの数が変わると、足す順序が変わり、丸めがずれる
+NUM_THREADS = 2  # 文書の出力は 2 コアのマシンで作った。スレッドの数が変わると、足す順序が変わり、丸めがずれる
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS = sorted(ROOT.glob("0*_*/*.py"))
 RAW = ROOT / "02_pytorch_mnist" / "data" / "MNIST" / "raw"
@@ -43,7 +43,7 @@ def drawn_images(fig):
     return [axes for axes in fig.axes if axes.images]
 
 
-NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]\d+)?")
+NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]\d+)?")
 
 
 def without_numbers(line):
@@ -87,6 +87,7 @@ class Reader:
         if source != original:
             path.write_text(source, encoding="utf-8", newline="\n")
         before, stdout = files_in(self.checkout), io.StringIO()
+        torch.set_num_threads(NUM_THREADS)  # 前に実行したレッスンが 1 に変えたかもしれない
         try:
             with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(stdout), warnings.catch_warnings():
                 warnings.simplefilter("error")

@@ -100,9 +100,12 @@ def run_on_pretended_device(path, run_name):
     variables = {"__name__": run_name, "__file__": path}
     supported = optimizer._get_fused_kernels_supported_devices
     optimizer._get_fused_kernels_supported_devices = lambda: [*supported(), DEVICE.type]
+    # model.to(device) が、本物のデバイスと同じく、2 つの層が共有する重みを共有したまま移すようにする
+    torch.__future__.set_swap_module_params_on_conversion(True)
     try:
         with PretendedDevice():
             exec(compile(source, path, "exec"), variables)
     finally:
         optimizer._get_fused_kernels_supported_devices = supported
+        torch.__future__.set_swap_module_params_on_conversion(False)
     return variables
