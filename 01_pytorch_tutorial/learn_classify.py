@@ -105,7 +105,7 @@ for i in range(len(NEW_ANIMALS)):
     dog_logit, cat_logit = new_logits[i].tolist()
     dog, cat = probabilities[i].tolist()
     name = CLASSES[predictions[i]]
-    print(f"muzzle {muzzle:4.1f} cm, whiskers {whiskers:3.1f} cm -> logits [{dog_logit:6.2f}, {cat_logit:6.2f}]  "
+    print(f"muzzle {muzzle:4.1f} cm, whiskers {whiskers:3.1f} cm -> logits [{dog_logit:5.2f}, {cat_logit:5.2f}]  "
           f"P(dog) {dog:.3f} + P(cat) {cat:.3f} = {dog + cat:.3f}  {name}")
 
 # %% 確率と損失を式で求める（決めにくい最後の 1 匹）

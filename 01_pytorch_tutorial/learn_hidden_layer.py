@@ -97,7 +97,7 @@ with torch.no_grad():
         local_bias = second.weight[:, active] @ first.bias[active] + second.bias  # (2,)
         local_logits = point @ local_weight.T + local_bias  # (2,)
         relu_difference = (with_relu(point) - local_logits).abs().max().item()
-        print(f"at {point.tolist()} units {active.nonzero().flatten().tolist()} are active: "
+        print(f"at {point.tolist()} active units {active.nonzero().flatten().tolist()}: "
               f"difference from the product of their weights {relu_difference:.1e}")
 
 # %% 図

@@ -1,8 +1,8 @@
 """ミニ GPT を組み立て、トークン番号がロジットになるまでの形と、因果マスクの働きを確かめる。
 
-前のレッスン（minllm_attention.py）との違い: 注意に、埋め込み、MLP、LayerNorm、残差接続を組み合わせ、GPT-2 と同じ構造の
-モデルにする。因果マスクは、各トークンに未来（自分より後のトークン）を見せない仕組みである。このモデルは次のトークンを
-予測するので、未来が見えると、答えを写すだけになる。訓練は、次の minllm_addition.py で行う。
+前のレッスン（minllm_heads.py）との違い: 注意と埋め込みに、MLP、LayerNorm、残差接続を組み合わせ、GPT-2 と同じ構造の
+モデルにする。次のトークンを予測するモデルなので、未来（自分より後のトークン）が見えないことも確かめる。訓練は、次の
+minllm_addition.py で行う。
 
 実行: python minllm.py （終わった後も調べるなら python -i minllm.py。model や logits が残っている）
 結果（2 コアの CPU で約 2 秒）:
@@ -11,9 +11,9 @@
     change the last token: the logits before it differ by 0
 説明: このフォルダの README.md
 試してみよう:
-    - Block の 2 つの x + を消す（残差接続をなくす）と、最後のトークンを変えたときの、最後の位置のロジットの差
-      （末尾の [:, :-1] を [:, -1] に変えると表示される）は、いくつからいくつに変わるか。
-    - CausalSelfAttention の masked_fill の行を消すと、最後の行の 0 はいくつになるか。
+    - 末尾の [:, :-1] を [:, -1] に変えて、最後の位置のロジットの差を表示する。Block の 2 つの x + を消すと（残差接続を
+      なくすと）、その差はいくつからいくつに変わるか。
+    - CausalSelfAttention の masked_fill の行を消すと、表示の最後の行の 0 はいくつになるか。
     - std=0.02 を 1.0 にすると、最初の損失はいくつになるか。lm_head だけを 0.02 に戻すとどうか。
 """
 
@@ -97,7 +97,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Transformer のブロック。注意で他のトークンから情報を集め、MLP でトークンごとに加工する。"""
+    """Transformer のブロック。注意で自分と自分より前のトークンから情報を集め、MLP でトークンごとに加工する。"""
 
     def __init__(self, config):
         super().__init__()
@@ -125,7 +125,7 @@ class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # トークンの埋め込み（番号ごとに 1 本のベクトルを持つ表）
-        # 位置の埋め込み。注意だけでは、トークンが何番目にあるかが分からない（minllm_attention.py で確かめた）
+        # 位置の埋め込み。注意だけでは、トークンが何番目にあるかが分からない（minllm_heads.py で確かめた）
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd)

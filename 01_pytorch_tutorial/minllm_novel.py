@@ -150,7 +150,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Transformer のブロック。注意で他のトークンから情報を集め、MLP でトークンごとに加工する。"""
+    """Transformer のブロック。注意で自分と自分より前のトークンから情報を集め、MLP でトークンごとに加工する。"""
 
     def __init__(self, config):
         super().__init__()
@@ -177,7 +177,7 @@ class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # トークンの埋め込み（番号ごとに 1 本のベクトルを持つ表）
-        # 位置の埋め込み。注意だけでは、トークンが何番目にあるかが分からない（minllm_attention.py で確かめた）
+        # 位置の埋め込み。注意だけでは、トークンが何番目にあるかが分からない（minllm_heads.py で確かめた）
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd)

@@ -13,15 +13,15 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import LESSONS, RAW, ROOT, without_numbers
+from conftest import LESSONS, RAW, ROOT
 from pretend_device import DEVICE, run_on_pretended_device
 
 every_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 
 QUICK = {  # 訓練の長いレッスンを短く済ませる定数
     "minllm_addition": {"STEPS": 50}, "minllm_tokenizer": {"NUM_MERGES": 100},
-    "minllm_novel": {"EPOCHS": 1, "n_embd": 16}, "mnist": {"EPOCHS": {"mlp": 1, "cnn": 1}},
-    "learn_overfitting": {"EPOCHS": 20}, "minllm_attention": {"STEPS": 20}, "mnist_recipe": {"EPOCHS": 1},
+    "minllm_novel": {"EPOCHS": 1, "BATCH_SIZE": 64, "n_embd": 16}, "mnist": {"EPOCHS": {"mlp": 1, "cnn": 1}},
+    "learn_overfitting": {"EPOCHS": 20}, "minllm_heads": {"STEPS": 20}, "mnist_recipe": {"EPOCHS": 1, "VALIDATION_SIZE": 50_000},
 }
 DEVICE_IDIOM = '''\
 device = torch.device("mps" if torch.backends.mps.is_available() else "cuda" if torch.cuda.is_available() else "cpu")
@@ -133,17 +133,6 @@ def test_runs_from_another_folder_without_a_network(path, run):
             assert (ROOT / file).stat().st_size < 200_000  # README で見せる画像は軽くする
 
 
-# 長い訓練では、メモリ上の置き場所で変わる丸めの差が、1 つのプロセスの中でも育つことがある
-LONG_TRAINING = {"mnist_dummydata_weightconfirm", "mnist", "mnist_recipe", "minllm_addition", "minllm_novel"}
-
-
-def same_output(path, output, expected):
-    """一字一句同じか。訓練の長いレッスンでは、数の値のほかが同じか。"""
-    if path.stem in LONG_TRAINING:
-        output, expected = ([without_numbers(line) for line in text.splitlines()] for text in (output, expected))
-    return output == expected
-
-
 def run_cells(path, run_name):
     """VS Code や Jupyter のように、# %% で区切ったセルを 1 つずつ、同じ名前空間で実行する。"""
     variables = {"__name__": run_name, "__file__": path}
@@ -159,7 +148,7 @@ def test_cell_by_cell_prints_the_same_numbers_again(path, run):
         pytest.skip("this lesson is run as processes, not as cells")
     constants = QUICK.get(path.stem, {})
     again = run.execute(path.stem, runner=run_cells, **constants)
-    assert same_output(path, again.stdout, run(path.stem, **constants).stdout)
+    assert again.stdout == run(path.stem, **constants).stdout
 
 
 @pytest.mark.parametrize("path", USES_DEVICE, ids=lambda path: path.stem)
@@ -167,7 +156,7 @@ def test_the_same_numbers_come_from_a_pretended_accelerator(path, run):
     constants = QUICK.get(path.stem, {})
     there = run.execute(path.stem, runner=run_on_pretended_device, **constants)
     here = run(path.stem, **constants)
-    assert same_output(path, there.stdout.replace(f"device: {DEVICE}", "device: cpu"), here.stdout)
+    assert there.stdout.replace(f"device: {DEVICE}", "device: cpu") == here.stdout
 
 
 @pytest.mark.parametrize("mistake", ["", ".to(device)", ".cpu()"])

@@ -46,7 +46,7 @@ def test_dividing_by_the_root_keeps_softmax_movable(run):
 
 
 def test_positions_attention_and_a_second_head_are_needed(run):
-    lesson = run("minllm_attention")
+    lesson = run("minllm_heads")
     accuracies = lesson.accuracies
     assert accuracies["1 head, 3 back"] > 99.5 and accuracies["2 heads, 1 and 3 back"] > 99.5
     assert 28 < accuracies["1 head, 3 back, no positions"] < 40
@@ -55,8 +55,8 @@ def test_positions_attention_and_a_second_head_are_needed(run):
     assert lesson.changes == [0] * 8 + [1000] + [0] * 7
 
 
-def test_attention_picture_is_the_diagonal_of_the_answers(run):
-    lesson = run("minllm_attention")
+def test_heads_picture_is_the_diagonal_of_the_answers(run):
+    lesson = run("minllm_heads")
     one_head, no_positions, *two_heads = [np.asarray(axes.images[0].get_array()) for axes in drawn_images(lesson.fig)]
     assert (one_head.diagonal(-3) > 0.9).all() and (no_positions.diagonal(-3)[3:] < 0.3).all()
     first, third = sorted(two_heads, key=lambda picture: picture.diagonal(-3).mean())
@@ -66,7 +66,15 @@ def test_attention_picture_is_the_diagonal_of_the_answers(run):
         np.testing.assert_allclose(picture.sum(axis=1), 1, atol=1e-5)
 
 
+def test_attention_picture_shows_the_weights(run):
+    lesson = run("minllm_attention")
+    for axes, weights in zip(drawn_images(lesson.fig), (lesson.equal_weights, lesson.open_attention, lesson.attention)):
+        np.testing.assert_array_equal(axes.images[0].get_array(), weights)
+        written = [float(text.get_text()) for text in axes.texts]
+        np.testing.assert_allclose(written, weights.flatten(), atol=0.005)
+
+
 def test_a_query_of_zero_averages(run):
-    lesson = run("minllm_attention", W_QUERY=[[0.0, 0.0], [0.0, 0.0]], STEPS=1)
+    lesson = run("minllm_attention", W_QUERY=[[0.0, 0.0], [0.0, 0.0]])
     assert "weights of sleep: 0.33 0.33 0.33, output: 0.00 3.33\n" in lesson.stdout
     torch.testing.assert_close(lesson.attention, lesson.equal_weights)
