@@ -85,9 +85,10 @@ pooled = F.max_pool2d(maps, 2)  # 2×2 の 4 つの値のうち、最大の値�
 moved_images = images.roll(MOVE, dims=3)  # 数字を右へ動かす。右端からはみ出した余白は、左端に入る
 moved_maps = F.relu(F.conv2d(moved_images, filters, padding=1))  # (1, 3, 28, 28)
 moved_pooled = F.max_pool2d(moved_maps, 2)  # (1, 3, 14, 14)
-print(f"vertical map, row 12, columns 14 to 19, and the same when the digit moves right by {MOVE}:")
-print(f"  {maps[0, 1, 12, 14:20].int().tolist()}  {moved_maps[0, 1, 12, 14:20].int().tolist()}")
-print("after max pooling, row 6, columns 7 to 9:")  # 行 12、13 と、列 14 から 19 までの値から得られる
+print(f"vertical map, rows 12 and 13, columns 14 to 19, and the same when the digit moves right by {MOVE}:")
+for row in (12, 13):
+    print(f"  {maps[0, 1, row, 14:20].int().tolist()}  {moved_maps[0, 1, row, 14:20].int().tolist()}")
+print("after max pooling, row 6, columns 7 to 9:")
 print(f"  {pooled[0, 1, 6, 7:10].int().tolist()}  {moved_pooled[0, 1, 6, 7:10].int().tolist()}")
 map_change = (moved_maps - maps).abs().sum() / maps.sum()
 pooled_change = (moved_pooled - pooled).abs().sum() / pooled.sum()

@@ -1,6 +1,6 @@
 """紙に書いた数字の写真を、段階を追って MNIST と同じ形に整え、訓練済みの CNN で予測する。
 
-前のレッスン（load_and_infer.py）との違い: 自分の写真を使う。MNIST の画像に似せる準備（前処理）が加わる。
+load_and_infer.py との違い: 自分の写真を使う。MNIST の画像に似せる準備（前処理）が加わる。
 
 実行: python mnist_handwriting.py 写真.jpg … （省くと、手書きに似せて描いた images/digits の 5 枚を使う）
 結果（2 コアの CPU で約 4 秒）:

@@ -1,7 +1,7 @@
 """よい訓練の設定（レシピ）を、検証用のデータで 1 つずつ確かめて見つけ、最後に 1 度だけテスト画像で測る。
 
 前のレッスン（mnist_cnn_features.py）との違い: 訓練済みのモデルを調べるのではなく、mnist.py の MLP の訓練が、なぜあの設定に
-なったかを調べる。設定を 1 つだけ変えては、2 つの乱数の種で訓練し、正解率の変化がばらつきより大きいかを見る。
+なったかを調べる。設定を 1 つだけ変えては、2 つのシード（乱数の種）で訓練し、正解率の変化がばらつきより大きいかを見る。
 
 実行: python mnist_recipe.py
 結果（2 コアの CPU で約 35 秒）:
@@ -24,7 +24,7 @@ from torch import nn
 from torchvision.datasets import MNIST
 
 SEED = 0
-SEEDS = [0, 1]  # 同じ設定を、この 2 つの乱数の種で訓練する。2 つの正解率の差が、偶然による差の目安になる
+SEEDS = [0, 1]  # 同じ設定を、この 2 つのシードで訓練する。2 つの正解率の差が、偶然による差の目安になる
 VALIDATION_SIZE = 10000  # 訓練画像 60,000 枚のうち、設定を選ぶために取り分ける枚数
 EPOCHS = 4  # 訓練データを何周するか
 BATCH_SIZE = 128  # 1 回の更新に使う画像の枚数
@@ -107,7 +107,7 @@ def train(recipe, seed):
     # 重み減衰が 0 の AdamW は、Adam と同じ計算である。fused=True は、同じ計算を速く行う
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=recipe["learning_rate"], weight_decay=recipe["weight_decay"], fused=True)
-    if recipe["one_cycle"]:  # 最初の 3 割で最大値まで上げ、残りでほぼ 0 まで下げる（β1 も逆向きに動く）
+    if recipe["one_cycle"]:  # 最初の 3 割で最大値まで上げ、残りでほぼ 0 まで下げる（β1（勾配の移動平均の係数）も逆向きに動く）
         total_steps = EPOCHS * math.ceil(len(train_images) / BATCH_SIZE)
         scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe["learning_rate"], total_steps=total_steps)
     losses, rates = [], []
@@ -130,8 +130,8 @@ def train(recipe, seed):
     return model, torch.stack(losses).cpu(), rates
 
 
-accuracies, curves = {}, {}  # 名前 -> 2 つの種での検証の正解率、名前 -> 最初の種での (損失, 学習率)
-models = {}  # 名前 -> 最初の種で訓練したモデル
+accuracies, curves = {}, {}  # 名前 -> 2 つのシードでの検証の正解率、名前 -> 最初のシードでの (損失, 学習率)
+models = {}  # 名前 -> 最初のシードで訓練したモデル
 for name, (previous, recipe) in RECIPES.items():
     accuracies[name] = []
     for seed in SEEDS:
