@@ -16,15 +16,12 @@ from types import SimpleNamespace
 # 混んだマシンでは、スレッドが互いを待つ間の長い空回りが計算を何倍も遅くするので、早めに眠らせる
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
-import matplotlib
-
-matplotlib.use("Agg")  # テストの間はウィンドウを開かない
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 
+plt.switch_backend("Agg")  # テストの間はウィンドウを開かない
 NUM_THREADS = 2  # 文書の出力は 2 コアのマシンで作った。スレッドの数が変わると、足す順序が変わり、丸めがずれる
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS = sorted(ROOT.glob("0*_*/*.py"))
