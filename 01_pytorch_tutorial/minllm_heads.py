@@ -134,7 +134,8 @@ with torch.no_grad():
     before = one_head(idx).argmax(dim=3)  # (1000, T, 1)
     after = one_head(changed).argmax(dim=3)
 changes = (before != after).sum(dim=(0, 2)).tolist()  # 位置ごとに、答えが変わった系列の本数
-print(f"change the token at position 5: changed answers at positions 0 to 15: {changes}")
+print("change the token at position 5: changed answers at positions 0 to 15")
+print(" ", *changes)
 # 位置の埋め込みがないモデルは、自分のほかには、前にどのトークンがいくつあったかしか知らない。最も多いものを答える規則と比べる
 counts = F.one_hot(idx, VOCAB_SIZE).cumsum(dim=1)  # (1000, T, VOCAB_SIZE)、その位置までに現れた回数
 most_frequent = counts.argmax(dim=2)[:, FIRST - 1:-1]  # 自分は 3 つ前ではないので、1 つ前の位置までで数える

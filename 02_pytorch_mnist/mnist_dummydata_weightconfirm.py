@@ -12,7 +12,7 @@
 試してみよう:
     - before の .clone() を消すと、change の平均はいくつになるか。
     - LEARNING_RATE を 0.01 にすると、300 回の更新で 64 枚のうち何枚を覚えるか。
-    - torch.optim.SGD を torch.optim.AdamW に変えると、1 回目の largest difference はいくつになるか（損失は跳ね上がる）。
+    - torch.optim.SGD を torch.optim.AdamW に変えると、1 回目の difference はいくつになるか（損失は跳ね上がる）。
 """
 
 # %% 準備
@@ -58,6 +58,7 @@ class MLP(nn.Module):
 model = MLP().to(device)
 weight = model.fc1.weight  # 観察する重み。78,400 個ある: (100, 784)
 optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
+print("means of the 78,400 weights, their changes and -lr*grad; largest difference of the last two")
 losses = []
 weight_means = []  # 78,400 個の重みを 1 つの数にまとめて、動きを追う
 differences = []  # 動いた量と、動くはずの量との差。78,400 個のうちの最大
@@ -79,8 +80,8 @@ for step in range(1, STEPS + 1):
     weight_means.append(weight_mean)
     differences.append(difference)
     if step <= 10 or step % 10 == 0:
-        print(f"step {step:3d}  loss {loss.item():.4f}  means: fc1.weight {weight_mean:+.4e}  "
-              f"change {change.mean():+.4e}  -lr*grad {expected.mean():+.4e}  largest difference {difference:.1e}")
+        print(f"step {step:3d}  loss {loss.item():.4f}  mean {weight_mean:+.3e}  "
+              f"change {change.mean():+.3e}  -lr*grad {expected.mean():+.3e}  difference {difference:.1e}")
 # float32 の有効桁は 7 桁ほどなので、丸め誤差の分だけ違う
 print(f"largest difference in all {STEPS} steps: {max(differences):.1e}")
 
