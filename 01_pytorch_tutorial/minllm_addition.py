@@ -31,7 +31,7 @@ SEED = 0
 VOCABULARY = "0123456789+="  # 1 文字が 1 トークン。番号は、この並びで何番目か
 PROMPT_LENGTH = 6  # "47+85=" の文字数
 ANSWER_LENGTH = 3  # 和の桁数。足りない桁は 0 で埋める
-NUM_HELD_OUT_PAIRS = 500  # 訓練に使わず、評価のために取り分ける（held out）数の組。全部で 5,050 組ある
+NUM_HELD_OUT_PAIRS = 500  # 訓練に使わず、評価のために取り分ける（held-out）数の組。全部で 5,050 組ある
 STEPS = 1000  # 重みを更新する回数
 BATCH_SIZE = 128  # 1 回の更新に使う問題の数
 LEARNING_RATE = 3e-3  # 学習率の最大値。訓練の途中で上げ下げする
@@ -232,13 +232,13 @@ def generate(idx):
 
 
 # %% 訓練
-# AdamW は、更新のたびに重みを少しだけ 0 に近づける処理（weight decay）を、Adam に加えたものである
+# AdamW は、更新のたびに重みを 0 へ少し引き戻す処理（重み減衰）を、Adam に加えたものである
 optimizer = torch.optim.AdamW(model.parameters())
-# 学習率は scheduler が決める。初めの 3 割のステップで最大値まで上げ、残りでほぼ 0 まで下げる。Adam の β1（勾配の移動平均に、過去をどれだけ残すか）も、
-# 0.95 から 0.85 に下げ、0.95 に戻す。出典: https://arxiv.org/abs/1708.07120
+# 学習率は scheduler が決める。初めの 3 割のステップで最大値まで上げ、残りでほぼ 0 まで下げる。Adam の β1（勾配の移動平均に、過去を
+# どれだけ残すか）も逆向きに動かすが、ここでは気にしなくてよい。出典: https://arxiv.org/abs/1708.07120
 scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=LEARNING_RATE, total_steps=STEPS)
 losses = []  # 毎ステップの訓練の損失
-checked_steps = []  # held out の問題を解かせたステップ
+checked_steps = []  # held-out の問題を解かせたステップ
 exact_matches = []  # そのときの正解率（%）
 model.train()
 for step in range(1, STEPS + 1):

@@ -230,7 +230,7 @@ model = GPT(config).to(device)
 train_windows = train_data.unfold(0, config.block_size + 1, config.block_size).to(device)
 held_out_windows = held_out.unfold(0, config.block_size + 1, config.block_size).to(device)
 steps = EPOCHS * math.ceil(len(train_windows) / BATCH_SIZE)  # 更新の回数
-# weight_decay は、更新のたびに重みを 0 へ少し近づける。fused=True は、同じ計算を速く行う
+# weight_decay は、更新のたびに重みを 0 へ少し引き戻す（重み減衰）。fused=True は、同じ計算を速く行う
 optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1, fused=True)
 # 学習率を最初の 3 割で最大値まで上げ、残りでほぼ 0 まで下げる（minllm_addition.py と同じ）
 scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=LEARNING_RATE, total_steps=steps)
@@ -288,10 +288,10 @@ axes.plot(shown_steps, train_losses, color="#56B4E9", linewidth=2, label="GPT, t
 axes.plot(shown_steps, held_out_losses, "o-", color="#0072B2", markersize=4, label="GPT, held-out end of the novel")
 for name, value in baselines.items():
     axes.axhline(value, color="#D55E00", linestyle="--")
-    axes.text(steps, value + 0.05, f"counting: {name}  {value:.2f}", color="#D55E00", ha="right")
+    axes.text(steps, value + 0.05, f"{name}  {value:.2f}", color="#D55E00", ha="right")
 axes.text(steps, held_out_loss + 0.08, f"{held_out_loss:.2f}", color="#0072B2", ha="right")
 axes.set(xlabel="step", ylabel="cross-entropy loss (nats per character)", ylim=(3, 8.1))
-axes.set_title("The GPT falls below every prediction made by counting")
+axes.set_title("The GPT falls below all three simple predictions")
 axes.legend(loc=(0.52, 0.68))
 try:
     PICTURE.parent.mkdir(exist_ok=True)

@@ -47,6 +47,7 @@ for character in "吾輩は":
     print(f"{character} = {character.encode('utf-8').hex(' ')}")
 
 # %% 訓練（最も多い組を 1 つのトークンにする。出典: https://arxiv.org/abs/1508.07909、バイトから始めたのが GPT-2）
+# Python の replace が速いので、トークンの列を文字列で持ち、数えるときだけ numpy の番号に直す。
 # 番号 n のトークンを文字 chr(n) で表す。latin-1 は、値が n のバイトを文字 chr(n) にする決まりである
 tokens = data.decode("latin-1")  # 1 文字が 1 トークンの文字列。はじめは 1 バイトが 1 トークンである
 vocabulary = [bytes([byte]) for byte in range(256)]  # 語彙。トークン番号 -> バイト列

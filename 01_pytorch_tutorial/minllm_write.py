@@ -235,8 +235,8 @@ novel = re.sub("※?［＃.*?］", "", novel)
 novel = re.sub("\n[\n　]*", "\n", novel)
 copied = ""  # 今までに見つけた、最も長い部分
 for end in range(1, len(written) + 1):
-    # end で終わる部分のうち、今までより 1 文字だけ長いものを探す。2 文字以上長いものが小説にあれば、
-    # その最後の 1 文字を除いた部分も小説にあり、1 つ前の end で見つかっているので、1 文字だけで足りる
+    # 長い部分が小説にあれば、その最後の 1 文字を除いた部分も小説にある。だから、見つかる長さは、end が 1 進むごとに
+    # 多くても 1 しか伸びず、end で終わる部分のうち、今までより 1 文字だけ長いものを調べればよい
     candidate = written[end - len(copied) - 1 : end]
     if candidate in novel:
         copied = candidate

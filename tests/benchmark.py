@@ -23,10 +23,10 @@ import tempfile
 import time
 from pathlib import Path
 
-import matplotlib
+import matplotlib.pyplot as plt
 import torch
 import torchvision
-from matplotlib.backend_bases import MouseEvent
+from matplotlib.backend_bases import FigureCanvasBase, MouseEvent
 from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,7 +65,7 @@ def print_table(title, note, header, rows):
     print(f"\n## {title}\n\n{note}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines), flush=True)
 
 
-def floor_seconds(model, batch_size, num_threads):
+def floor_seconds(model, batch_size):
     """60,000 枚の訓練に要る行列積だけを、用意済みのメモリに書いて計算する秒数。畳み込みは im2col の行列積と数える。"""
     products = []
 
@@ -81,7 +81,6 @@ def floor_seconds(model, batch_size, num_threads):
     for layer in model.modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
             layer.register_forward_hook(add_products)
-    torch.set_num_threads(num_threads)
     with torch.no_grad():
         model(torch.zeros(batch_size, 1, 28, 28))
     start = time.perf_counter()
@@ -94,14 +93,13 @@ def floor_seconds(model, batch_size, num_threads):
 def measure_training(repeats):
     """mnist.py と、目標の正解率に届くまでのよくある書き方を、プロセスの始めから終わりまで比べる。"""
     rows = []
-    threads = torch.get_num_threads()
     page = read_page("load_and_infer", "-n", "1")
-    for model_type, batch_size, num_threads in (("mlp", 128, 1), ("cnn", 64, threads)):
+    for model_type, batch_size in (("mlp", 128), ("cnn", 64)):
         recipes = {"ours": [COPY / "02_pytorch_mnist" / "mnist.py", "-m", model_type],
                    "common": [ROOT / "tests" / "common_recipe.py", model_type]}
         medians = alternate({recipe: lambda command=command: trained(run(*command))
                              for recipe, command in recipes.items()}, repeats)
-        floor = floor_seconds(page["MODELS"][model_type](), batch_size, num_threads)
+        floor = floor_seconds(page["MODELS"][model_type](), batch_size)
         for recipe, (seconds, epoch_seconds, epochs, accuracy) in medians.items():
             rows.append([model_type, recipe, f"{seconds:.1f}", f"{epochs:.0f}", f"{accuracy:.2f}%",
                          f"{seconds / medians['common'][0]:.2f}", f"{epoch_seconds:.2f}",
@@ -163,6 +161,7 @@ def measure_inference(repeats):
 
 def measure_frame(repeats):
     """mnist_draw.py の 1 コマ（点を足し、画像を作り、予測し、描き直す）の時間を測る。"""
+    FigureCanvasBase.required_interactive_framework = "tk"  # ウィンドウがあるときの、3 列 1 行の図で測る
     page = read_page("mnist_draw")
 
     def frame(name, angle):
@@ -186,7 +185,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="測る節（既定: 全部）")
 parser.add_argument("--repeats", type=int, default=3, help="くり返しの回数（既定: 3）")
 args = parser.parse_args()
-matplotlib.use("Agg")  # 窓を開いて待たない
+plt.switch_backend("Agg")  # ウィンドウを開いて待たない
 shutil.copytree(ROOT, COPY, ignore=shutil.ignore_patterns(".git", ".venv*"))
 print(f"# Benchmark\n\n{platform.system()}, {os.cpu_count()} cores, {torch.get_num_threads()} PyTorch threads, "
       f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}", flush=True)
