@@ -76,7 +76,7 @@ print("         true  learned  least squares")
 for i in range(4):
     print(f"{NAMES[i]:4s} {true[i]:8.4f} {learned[i]:8.4f} {solved[i]:14.4f}")
 difference = max(abs(learned[i] - solved[i]) for i in range(4))
-print(f"largest difference between learned and least squares: {difference:.1e}")
+print(f"largest difference between learned and least squares: {difference:.5f}")
 
 # %% 損失はなぜ 0 にならないのか
 # 雑音は予測できない。真の重みとバイアスで予測しても、誤差は雑音そのもので、損失は雑音の 2 乗の平均になる

@@ -214,7 +214,8 @@ def test_addition_picture_shows_where_each_head_looks(run):
     assert lesson.attention.triu(diagonal=1).eq(0).all()  # 後ろの文字は見ない
     maps = drawn_images(lesson.fig)
     assert [axes.get_title() for axes in maps] == ["writing the ones: 2", "writing the tens: 3", "writing the hundreds: 1"]
-    framed = [{lesson.text[round(patch.get_x() + 0.5)] for patch in axes.patches} for axes in maps]
+    frames = [[patch.get_path().get_extents(patch.get_patch_transform()) for patch in axes.patches] for axes in maps]
+    framed = [{lesson.text[round(frame.x0 + 0.5)] for frame in row} for row in frames]
     assert framed == [{"7", "5"}, {"4", "8"}, set()]
     for position, axes in zip([5, 6, 7], maps):
         np.testing.assert_allclose(axes.images[0].get_array(), lesson.attention[0, :, position])
