@@ -78,7 +78,7 @@ class Reader:
         constants は、写しの中で `名前 = …` の行をどう書き換えるかである。source を渡せば、写しの全体をそれに替える。
         レッスンの行が出す警告は、例外になる。
         """
-        path = next(self.checkout.glob(f"0*_*/{name}.py"))
+        path = self.path_of(name)
         original = path.read_text(encoding="utf-8")
         source = with_constants(source or original, constants)
         if source != original:
@@ -108,8 +108,11 @@ class Reader:
                 shutil.copy(ROOT / file, self.checkout / file)  # 後のレッスンは、同梱の重みを読み込む
         return SimpleNamespace(**{**variables, "stdout": stdout.getvalue(), "changed": changed, "path": path})
 
+    def path_of(self, name):
+        return next(self.checkout.glob(f"0*_*/{name}.py"))
+
     def __call__(self, name, *args, **constants):
-        key = name, args, repr(constants)
+        key = args, with_constants(self.path_of(name).read_text(encoding="utf-8"), constants)  # SEED=0 は、もとの値と同じである
         if key not in self.results:
             self.results[key] = self.execute(name, *args, **constants)
         return self.results[key]

@@ -19,8 +19,8 @@ from pretend_device import DEVICE, run_on_pretended_device
 every_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 
 QUICK = {  # 訓練の長いレッスンを短く済ませる定数
-    "minllm_addition": {"STEPS": 50}, "minllm_tokenizer": {"NUM_MERGES": 100},
-    "minllm_novel": {"EPOCHS": 1, "BATCH_SIZE": 64, "n_embd": 16}, "mnist": {"EPOCHS": {"mlp": 1, "cnn": 1}},
+    "minllm_addition": {"STEPS": 20}, "minllm_tokenizer": {"NUM_MERGES": 100},
+    "minllm_novel": {"EPOCHS": 1, "BATCH_SIZE": 256, "n_embd": 16}, "mnist": {"EPOCHS": {"mlp": 1, "cnn": 1}},
     "learn_overfitting": {"EPOCHS": 20}, "minllm_heads": {"STEPS": 20}, "mnist_recipe": {"EPOCHS": 1, "VALIDATION_SIZE": 50_000},
 }
 DEVICE_IDIOM = '''\
@@ -215,11 +215,10 @@ def alone(tmp_path):
     return copy
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_a_terminal_that_cannot_show_japanese_shows_question_marks(alone, encoding):
-    result = start(alone("learn"), PYTHONIOENCODING=encoding)
+def test_a_terminal_that_cannot_show_japanese_shows_question_marks(alone):
+    result = start(alone("learn"), PYTHONIOENCODING="cp1252")
     assert (result.returncode, result.stderr) == (0, b"") and b"saved: images/learn.png" in result.stdout
-    result = start(alone("mnist_errors"), "--help", PYTHONIOENCODING=encoding)
+    result = start(alone("mnist_errors"), "--help", PYTHONIOENCODING="ascii")
     assert (result.returncode, result.stderr) == (0, b"") and b"???" in result.stdout
 
 
