@@ -88,8 +88,9 @@ hand_output = [0.0, 0.0]
 for weight, (v_first, v_second) in zip(hand_weights, value.tolist()):
     hand_output[0] += weight * v_first
     hand_output[1] += weight * v_second
-print(f"weights of sleep: {' '.join(f'{weight:.2f}' for weight in hand_weights)}, "
-      f"output: {' '.join(f'{number:.2f}' for number in hand_output)}")
+weights_text = " ".join(f"{weight:.2f}" for weight in hand_weights)
+output_text = " ".join(f"{number:.2f}" for number in hand_output)
+print(f"weights of sleep: {weights_text}, output: {output_text}")
 
 
 # %% 4. すべての行を一度に計算する

@@ -211,8 +211,10 @@ this_run = probabilities(logits, args.temperature, args.top_k)  # この実行�
 print(f"probability of the next character (t: temperature, k: number of candidates, all {V} where no k is given)")
 print(f"next   t=0.5     t=1     t=2 t=1,k=5 this run (t={args.temperature:g},k={args.top_k})")
 for token in logits.topk(10).indices.tolist():
-    print(f"{characters[token]!r} {low[token]:7.1%} {normal[token]:7.1%} {high[token]:7.1%} {top_5[token]:7.1%}"
-          f" {this_run[token]:7.1%}")
+    row = repr(characters[token])
+    for column in (low, normal, high, top_5, this_run):
+        row += f" {column[token]:7.1%}"
+    print(row)
 
 # %% 書く
 written = ""
