@@ -11,6 +11,7 @@
 説明: このフォルダの README.md
 試してみよう:
     - EPOCHS を 1 にすると、ten times the rate と rate raised and lowered の change はいくつになるか。
+    - VALIDATION_SIZE を 50000 にして、10,000 枚だけで訓練すると、label smoothing の change はいくつになるか。
 """
 
 # %% 準備
