@@ -109,6 +109,7 @@ class Reader:
         return SimpleNamespace(**{**variables, "stdout": stdout.getvalue(), "changed": changed, "path": path})
 
     def path_of(self, name):
+        """写しの中の、レッスン name のスクリプト。"""
         return next(self.checkout.glob(f"0*_*/{name}.py"))
 
     def __call__(self, name, *args, **constants):
