@@ -32,13 +32,13 @@ LONG_SIDE = 400  # 写真の長い辺を、この画素数に揃える。これ�
 PAPER_SCALE = 8  # 紙の明るさは粗く分かればよいので、1/8 に縮めて調べる
 PAPER_WINDOW = 17  # 紙の明るさを調べる範囲の一辺（縮めた画素、奇数）。これより細いものを線とみなす
 RULE_LENGTH = 25  # 横（縦）にこれだけ続く線は、罫線かもしれない（画素、奇数）
-RULE_TILT = 9  # 罫線が少し傾いて写ったとき、端から端までにずれてよい幅（画素、奇数）
+RULE_TILT = 9  # 少し傾いて写った罫線の上下のずれを、端から端までにこの幅まで許す（画素、奇数）
 MIN_DARKNESS = 0.1  # 最も濃い所でも、紙より 10 % 以上暗くなければ、何も書かれていないとみなす
-MIN_CONTRAST = 7  # 最も濃い所が、紙のざらつきの何倍より濃いか。測ると、白紙では 5 倍まで、書いた紙では 9 倍からである
-THRESHOLD = 0.4  # 最も濃い所の 0.4 倍より濃い画素を、線とする。薄い鉛筆でもペンでも、同じ割合でよい
+MIN_CONTRAST = 7  # 最も濃い所が、紙のざらつきの何倍より濃いか。測ると、白紙では 5 倍以下、書いた紙では 9 倍以上だった
+THRESHOLD = 0.5  # 線の濃さの半分、つまり紙との真ん中より濃い画素を、線とする。薄い鉛筆でもペンでも、同じ割合でよい
 BLOB_SCALE = 4  # かたまりは 1/4 に縮めて調べる。速くなり、線の小さな切れ目もつながる
 EDGE_WEIGHT = 0.1  # 写真の縁に触れるかたまりは隣の字や机であることが多いので、面積を 1/10 に数える
-SPECK = 0.2  # 枠の高さのこの割合より小さいものが中にあっても、汚れであり、枠の中の数字ではない
+SPECK = 0.2  # 囲まれたものの高さが、囲むものの高さのこの割合以下なら、枠の中の数字ではなく、汚れとみなす
 ALIKE = 0.6  # 選んだ数字の高さのこの割合以上のものがほかにあれば、数字が 2 つあるとみなす
 FIT = 20  # 数字を収める正方形の一辺（画素）。MNIST と同じ
 THICKNESS = 1.5  # 28×28 の画像での線の太さの下限（画素）。測ると MNIST の線の 9 割は 1.3 から 3.1 である
@@ -108,8 +108,9 @@ def read_picture(path):
     gray, alpha = to_tensor(image).unsqueeze(1).unsqueeze(1)  # (2, H, W) -> それぞれ (1, 1, H, W)
     if min(gray.shape[2:]) < PAPER_SCALE:
         raise ValueError("細長すぎる。数字の周りを切り抜く")
+    # 透明な背景に書いた画像では、不透明な部分が線である。背景は、線と反対の明るさにする
     ink_is_dark = (gray * alpha).sum() < 0.5 * alpha.sum()
-    background = 1.0 if ink_is_dark else 0.0  # 透明な部分は、線と反対の明るさにする
+    background = 1.0 if ink_is_dark else 0.0
     return gray * alpha + background * (1 - alpha)
 
 
@@ -162,7 +163,7 @@ def find_rules(darkness):
 
 def find_ink(flat):
     """平らにした明るさ (1, 1, H, W) の、線の画素を 1、紙の画素を 0 にする。何も書かれていなければ ValueError"""
-    darkness = 1 - F.avg_pool2d(flat, 3, stride=1, padding=1, count_include_pad=False)  # 細かなざらつきを均す
+    darkness = 1 - F.avg_pool2d(flat, 3, stride=1, padding=1, count_include_pad=False)  # 濃さは 1 - 明るさ。細かなざらつきは均す
     horizontal = find_rules(darkness)
     vertical = find_rules(darkness.mT).mT  # 縦横を入れ替えれば、同じ手順で縦線が見つかる
     darkness = darkness - torch.maximum(horizontal, vertical)
@@ -170,7 +171,9 @@ def find_ink(flat):
     roughness = darkness.median()  # 画素の半分より多くは紙なので、中央値は紙のざらつきを表す
     if darkest < MIN_DARKNESS or darkest < MIN_CONTRAST * roughness:
         raise ValueError("何も書かれていないように見える。もっと濃く書く")
-    return (darkness > THRESHOLD * darkest).float()
+    # ぼけた線では、最も濃いのは中心だけである。まずその半分で分けて、残った画素の濃さの中央値を求め、中央値の半分で分け直す
+    typical = darkness[darkness > THRESHOLD * darkest].median()
+    return (darkness > THRESHOLD * typical).float()
 
 
 # %% 第 4 段: 数字を選ぶ
@@ -190,7 +193,7 @@ class Blob(NamedTuple):
         return self.bottom - self.top + 1
 
     def encloses(self, other):
-        """other が汚れではなく、すっかりこの中にあれば True。このかたまりは、数字を囲む枠である"""
+        """other が汚れではなく、囲む長方形どうしで比べて、すっかりこの中にあれば True。このかたまりは、数字を囲む枠である"""
         is_inside = (self.top < other.top and other.bottom < self.bottom
                      and self.left < other.left and other.right < self.right)
         return is_inside and other.height() > SPECK * self.height()
@@ -200,7 +203,7 @@ def connected_components(mask):
     """0 か 1 の (1, 1, h, w) の、つながった 1 の画素に同じ番号を付ける。0 の画素は 0 のまま"""
     labels = mask * torch.arange(1, mask.numel() + 1).view_as(mask)  # 初めは、どの画素も違う番号
     while True:
-        wider = dilate(labels, 3, 3) * mask  # 隣の 8 画素のうち最も大きい番号を受け取る
+        wider = dilate(labels, 3, 3) * mask  # 自分と隣の 8 画素のうち、最も大きい番号にする
         if wider.equal(labels):  # もう変わらなければ、つながった画素は同じ番号になっている
             return labels
         labels = wider
@@ -229,11 +232,11 @@ def weighted_area(blob):
 
 
 def choose_digit(ink):
-    """線 (1, 1, H, W) から最も大きなかたまりだけを残したものと、同じくらいの高さのかたまりの数"""
+    """線 (1, 1, H, W) から最も大きなかたまりだけを残したものと、同じくらいの高さのかたまりの数（自分も数え、縁に触れるものは除く）"""
     blobs = find_blobs(ink)
     candidates = []
     for blob in blobs:
-        if not any(blob.encloses(other) for other in blobs):  # ほかの 1 つを囲むものは、数字ではなく枠である
+        if not any(blob.encloses(other) for other in blobs):  # ほかを 1 つでも囲むものは、数字ではなく枠である
             candidates.append(blob)
     largest = max(candidates, key=weighted_area)
     n_alike = 0

@@ -7,7 +7,7 @@
 結果（2 コアの CPU で約 30 秒）:
     rate raised and lowered      97.48   97.53   97.51   +1.08  ten times the rate
     label smoothing              97.81   97.83   97.82   +0.02  shifts by a pixel
-    winner: hidden layer of 300, validation 98.04%, test 98.32%
+    winner: hidden layer of 300, validation 98.08%, test 98.40%
 説明: このフォルダの README.md
 試してみよう:
     - EPOCHS を 1 にすると、ten times the rate と rate raised and lowered の change はいくつになるか。
@@ -72,22 +72,6 @@ test_labels = test_set.targets.to(device)
 print(f"data: {len(train_images)} training, {len(validation_images)} validation, {len(test_images)} test images")
 
 
-# %% モデル
-class MLP(nn.Module):
-    """画素を一列に並べて読む、2 層の全結合ネットワーク（79,510 パラメータ）。"""
-
-    def __init__(self):
-        super().__init__()
-        self.fc1 = nn.Linear(28 * 28, 100)
-        self.fc2 = nn.Linear(100, 10)
-
-    def forward(self, x):
-        """画像 (B, 1, 28, 28)、値は [0, 1] -> ロジット (B, 10)"""
-        x = x.flatten(start_dim=1)  # (B, 1, 28, 28) -> (B, 784)
-        x = F.relu(self.fc1(x))  # (B, 784) -> (B, 100)
-        return self.fc2(x)  # (B, 100) -> (B, 10)
-
-
 # %% 訓練
 def accuracy_of(model, images, labels):
     """images (N, 1, 28, 28) と labels (N,) での正解率（%）。"""
@@ -100,11 +84,9 @@ def accuracy_of(model, images, labels):
 def train(recipe, seed):
     """設定 recipe で MLP を訓練し、モデルと、更新ごとの訓練の損失 (steps,)、更新ごとの学習率のリストを返す。"""
     torch.manual_seed(seed)  # 重みの初期値、画像の順番、ずらす向きが決まる
-    model = MLP()
-    if recipe["n_hidden"] != 100:
-        model.fc1 = nn.Linear(28 * 28, recipe["n_hidden"])
-        model.fc2 = nn.Linear(recipe["n_hidden"], 10)
-    model.to(device)
+    n_hidden = recipe["n_hidden"]
+    model = nn.Sequential(  # mnist.py の MLP と同じ計算: (B, 1, 28, 28) -> (B, 10)
+        nn.Flatten(), nn.Linear(28 * 28, n_hidden), nn.ReLU(), nn.Linear(n_hidden, 10)).to(device)
     # 重み減衰が 0 の AdamW は、Adam と同じ計算である。fused=True は、同じ計算を速く行う
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=recipe["learning_rate"], weight_decay=recipe["weight_decay"], fused=True)
@@ -168,11 +150,7 @@ print(f"standard error of one accuracy: {standard_error:.2f} points")
 # 大きく、損失は下がりきらない（右の図の橙）。小さいままだと、進みが遅い（青）。大きな学習率で進み、最後に下げれば、揺れが
 # 収まって損失が下がる（緑）。低く始めるのは、重みが激しく変わる訓練の初めを安定させるためだが、この図では初めが遅くなっている。
 # 出典: https://arxiv.org/abs/1706.02677 の 2.2 節
-colours = {
-    "Adam, constant rate 0.001": "#0072B2",
-    "ten times the rate": "#D55E00",
-    "rate raised and lowered": "#009E73",
-}
+colours = {"Adam, constant rate 0.001": "#0072B2", "ten times the rate": "#D55E00", "rate raised and lowered": "#009E73"}
 fig = plt.figure(figsize=(11, 4.8), layout="constrained")
 axes = fig.subplot_mosaic([["table", "loss"], ["table", "rate"]], height_ratios=[2, 1])
 for row, (name, values) in enumerate(accuracies.items()):
