@@ -85,8 +85,12 @@ def train(recipe, seed):
     """設定 recipe で MLP を訓練し、モデルと、更新ごとの訓練の損失 (steps,)、更新ごとの学習率のリストを返す。"""
     torch.manual_seed(seed)  # 重みの初期値、画像の順番、ずらす向きが決まる
     n_hidden = recipe["n_hidden"]
-    model = nn.Sequential(  # mnist.py の MLP と同じ計算: (B, 1, 28, 28) -> (B, 10)
-        nn.Flatten(), nn.Linear(28 * 28, n_hidden), nn.ReLU(), nn.Linear(n_hidden, 10)).to(device)
+    model = nn.Sequential(  # mnist.py の MLP と同じ計算をする
+        nn.Flatten(),  # (B, 1, 28, 28) -> (B, 784)
+        nn.Linear(28 * 28, n_hidden),  # (B, 784) -> (B, n_hidden)
+        nn.ReLU(),
+        nn.Linear(n_hidden, 10),  # (B, n_hidden) -> (B, 10)
+    ).to(device)
     # 重み減衰が 0 の AdamW は、Adam と同じ計算である。fused=True は、同じ計算を速く行う
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=recipe["learning_rate"], weight_decay=recipe["weight_decay"], fused=True)
@@ -150,7 +154,11 @@ print(f"standard error of one accuracy: {standard_error:.2f} points")
 # 大きく、損失は下がりきらない（右の図の橙）。小さいままだと、進みが遅い（青）。大きな学習率で進み、最後に下げれば、揺れが
 # 収まって損失が下がる（緑）。低く始めるのは、重みが激しく変わる訓練の初めを安定させるためだが、この図では初めが遅くなっている。
 # 出典: https://arxiv.org/abs/1706.02677 の 2.2 節
-colours = {"Adam, constant rate 0.001": "#0072B2", "ten times the rate": "#D55E00", "rate raised and lowered": "#009E73"}
+colours = {
+    "Adam, constant rate 0.001": "#0072B2",
+    "ten times the rate": "#D55E00",
+    "rate raised and lowered": "#009E73",
+}
 fig = plt.figure(figsize=(11, 4.8), layout="constrained")
 axes = fig.subplot_mosaic([["table", "loss"], ["table", "rate"]], height_ratios=[2, 1])
 for row, (name, values) in enumerate(accuracies.items()):
