@@ -29,7 +29,7 @@ SEEDS = [0, 1]  # 同じ設定を、この 2 つのシードで訓練する。2 
 VALIDATION_SIZE = 10000  # 訓練画像 60,000 枚のうち、設定を選ぶために取り分ける枚数
 EPOCHS = 4  # 訓練データを何周するか
 BATCH_SIZE = 128  # 1 回の更新に使う画像の枚数
-CURVE_STEPS = 34  # 図では、この回数の更新ごとに、訓練の損失を平均する
+CURVE_STEPS = 34  # 図では、この回数の更新ごとに、訓練の損失を平均する（1,564 回を 46 点にする）
 HERE = Path(__file__).resolve().parent
 PICTURE = HERE.parent / "images" / "mnist_recipe.png"
 
@@ -64,7 +64,7 @@ except Exception as error:  # 壊れ方によって例外の種類が変わる
     raise SystemExit(f"エラー: {HERE / 'data'} の MNIST が壊れている。git restore で戻すか、取得し直す: {error!r}")
 images = (train_set.data.unsqueeze(1) / 255).to(device)  # (60000, 1, 28, 28)、値は 0 から 1
 labels = train_set.targets.to(device)  # (60000,)
-order = torch.randperm(len(images))  # 並び順に偏りがあってもよいように、でたらめな順に分ける
+order = torch.randperm(len(images))  # 並び順に偏りがあってもよいように、並べ替えてから分ける
 validation_images, validation_labels = images[order[:VALIDATION_SIZE]], labels[order[:VALIDATION_SIZE]]
 train_images, train_labels = images[order[VALIDATION_SIZE:]], labels[order[VALIDATION_SIZE:]]
 test_images = (test_set.data.unsqueeze(1) / 255).to(device)
@@ -94,7 +94,7 @@ def train(recipe, seed):
     # 重み減衰が 0 の AdamW は、Adam と同じ計算である。fused=True は、同じ計算を速く行う
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=recipe["learning_rate"], weight_decay=recipe["weight_decay"], fused=True)
-    if recipe["one_cycle"]:  # 最初の 3 割で最大値まで上げ、残りでほぼ 0 まで下げる（β1（勾配の移動平均の係数）も逆向きに動く）
+    if recipe["one_cycle"]:  # 最初の 3 割で最大値まで上げ、残りでほぼ 0 まで下げる。Adam の移動平均の係数 β1 も、逆向きに動く
         total_steps = EPOCHS * math.ceil(len(train_images) / BATCH_SIZE)
         scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe["learning_rate"], total_steps=total_steps)
     losses, rates = [], []
@@ -117,7 +117,8 @@ def train(recipe, seed):
     return model, torch.stack(losses).cpu(), rates
 
 
-accuracies, curves = {}, {}  # 名前 -> 2 つのシードでの検証の正解率、名前 -> 最初のシードでの (損失, 学習率)
+accuracies = {}  # 名前 -> 2 つのシードでの検証の正解率（%）
+curves = {}  # 名前 -> 最初のシードでの (損失, 学習率)
 models = {}  # 名前 -> 最初のシードで訓練したモデル
 for name, (previous, recipe) in RECIPES.items():
     accuracies[name] = []
