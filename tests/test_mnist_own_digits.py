@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.backend_bases import FigureCanvasBase, MouseEvent
-from PIL import Image, features
+from PIL import Image, ImageDraw, features
 
 import handwriting_conditions as conditions
 from conftest import ROOT, read_mnist
@@ -71,6 +71,27 @@ def test_rules_disappear_and_strokes_stay(run):
     darkness[..., 120:122, 100:300] = 0.5  # 端まで届かない横棒
     rules = run("mnist_handwriting").find_rules(darkness)
     assert (rules[..., 50:52, :] == 0.5).all() and (rules[..., 100:, :] == 0).all()
+
+
+def test_rules_that_lean_too_far_stay(run):
+    find_rules = run("mnist_handwriting").find_rules
+    left = {}  # 端から端までのずれ（画素） -> 消えずに残る割合
+    for drift in (6, 9):
+        lines = Image.new("L", (1600, 1200))
+        ImageDraw.Draw(lines).line([(0, 600 - 2 * drift), (1600, 600 + 2 * drift)], fill=200, width=12)
+        sharp = torch.from_numpy(np.asarray(lines.resize((400, 300), Image.Resampling.BOX)) / 255).float()[None, None]
+        darkness = torch.nn.functional.avg_pool2d(sharp, 3, stride=1, padding=1)  # find_ink と同じく均す
+        left[drift] = ((darkness - find_rules(darkness)).clamp(min=0).sum() / darkness.sum()).item()
+    assert left[6] < 0.1 and 0.4 < left[9] < 0.6, left
+
+
+def test_the_pale_half_of_a_blurred_stroke_is_ink(run):
+    flat = torch.ones(1, 1, 400, 300)
+    flat[..., 100:200, 100:120] = 0.5
+    flat[..., 200:300, 100:120] = 0.66  # 濃さ 0.34 は、最も濃い所の 0.4 倍より薄い
+    flat[..., 100:116, 100:120] = 0.1
+    ink = run("mnist_handwriting").find_ink(flat)
+    assert ink[..., 101:299, 101:119].all() and ink.sum() < 1.1 * 200 * 20
 
 
 def test_connected_components_have_one_number_each(run):
