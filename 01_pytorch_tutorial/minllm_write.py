@@ -1,17 +1,18 @@
-"""訓練済みの GPT に、好きな書き出しの続きを書かせる。温度と top-k が何をするかを、次の文字の確率で見る。
+"""訓練済みの GPT に、好きな書き出しの続きを書かせる。次の文字の選び方（温度、top-k、top-p）で、文章が変わる。
 
-前のレッスン（minllm_novel.py）との違い: 訓練はせず、保存された重みを読み込んで書く。最後に、小説の丸写しでないかを調べる。
+前のレッスン（minllm_novel.py）との違い: 訓練はせず、保存された重みを読み込んで書く。書いた文章が小説の
+丸写しでないかも、ものさしと比べて調べる。
 
-実行: python minllm_write.py（書き出しを変えるなら python minllm_write.py -p "主人は"）
-結果（2 コアの CPU で約 2 秒）:
-    next   t=0.5     t=1     t=2 t=1,k=5 this run (t=0.8,k=40)
-    'こ'   34.2%    5.9%    0.8%   40.1%   16.6%
-    longest run found in the novel: 7 characters, 'と思ったが、も'
-説明: このフォルダの README.md
+実行: python minllm_write.py（2 コアの CPU で約 4 秒。書き出しを変えるなら -p 主人は）
+結果:
+    candidates      2230      2230      2230         5        44        40
+    longest run that also stands in the training text: 7 characters, 'と思ったが、も'
+    in 40 held-out passages of 200: 7 to 16, mean 9.1
 試してみよう:
     - -t 0 にすると、どんな言葉を繰り返すか。
-    - -t 2 -k 3000（すべての文字が候補）にすると、小説にそのまま出てくる最も長い部分は何文字になるか。
-    - -k 1 にすると、this run の列はどうなるか。書く文章は -t 0 と同じか。
+    - -t 2 -k 3000（すべての文字が候補）にすると、訓練の文章と同じ部分は何文字になるか。
+    - -t 1 -k 3000 --top-p 0.5 にすると、「こ」は何 % になるか。先に電卓で求める。
+解説: minllm_write.md
 """
 
 # %% 準備
@@ -21,163 +22,137 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 SEED = 0
 HERE = Path(__file__).resolve().parent
-WEIGHTS = HERE / "minllm_novel.pth"
+PICTURE = HERE.parent / "images" / "minllm_write.png"
 if hasattr(sys.stdout, "reconfigure"):  # Jupyter の stdout にはない
-    sys.stdout.reconfigure(errors="replace")  # 端末が表せない文字は ? にして、止まらない
+    sys.stdout.reconfigure(errors="replace")  # 端末が表せない文字は ? になる
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("-p", "--prompt", default="吾輩は", help="書き出し（既定: 吾輩は）")
 parser.add_argument("-n", "--count", type=int, default=200, help="書く文字の数（既定: 200）")
-parser.add_argument("-t", "--temperature", type=float, default=0.8, help="温度。0 なら最も確率の高い文字（既定: 0.8）")
-parser.add_argument("-k", "--top-k", type=int, default=40, help="確率の高い方から何文字の中で選ぶか（既定: 40）")
+parser.add_argument("-t", "--temperature", type=float, default=0.8, help="温度（既定: 0.8）")
+parser.add_argument("-k", "--top-k", type=int, default=40, help="候補にする文字の数（既定: 40）")
+parser.add_argument("--top-p", type=float, default=1.0, help="候補にする文字の確率の和（既定: 1、絞らない）")
 args = parser.parse_args()  # セルごとに実行するときは parse_args([]) とする
 if not args.prompt:
     parser.error("--prompt は 1 文字以上にする")
-if args.count < 1 or args.top_k < 1:
-    parser.error("--count と --top-k は 1 以上にする")
+if not 1 <= args.count <= 1000:
+    parser.error("--count は 1 以上 1000 以下にする")
 if args.temperature != 0 and not 0.01 <= args.temperature <= 100:
     parser.error("--temperature は 0 か、0.01 以上 100 以下にする")
-device = torch.device("mps" if torch.backends.mps.is_available() else "cuda" if torch.cuda.is_available() else "cpu")
+if args.top_k < 1:
+    parser.error("--top-k は 1 以上にする")
+if not 0 < args.top_p <= 1:
+    parser.error("--top-p は 0 より大きく 1 以下にする")
+device = torch.device(
+    "mps" if torch.backends.mps.is_available() else "cuda" if torch.cuda.is_available() else "cpu"
+)
 print(f"device: {device}")
 torch.manual_seed(SEED)
 
 
-# %% モデル（minllm_novel.py と同じ）
+# %% モデル（minllm_novel.py と同じ。読み飛ばしてよい）
 @dataclass
 class GPTConfig:
-    """モデルの大きさ。"""
-
-    vocab_size: int  # 語彙の大きさ、つまり文字の種類の数。データで決まる
-    block_size: int = 64  # 一度に入力できるトークンの個数の上限
-    n_layer: int = 2  # Block を何段重ねるか
-    n_head: int = 4  # 1 つの注意を、いくつのヘッドに分けて計算するか。n_embd を割り切る数にする
-    n_embd: int = 112  # 1 トークンを表すベクトルの長さ
+    vocab_size: int
+    block_size: int = 64
+    n_layer: int = 2
+    n_head: int = 4
+    n_embd: int = 112
 
 
 class CausalSelfAttention(nn.Module):
-    """因果マスク付きのマルチヘッド自己注意。各トークンが、自分と自分より前のトークンから value を集めて混ぜる。
-
-    query と key の内積が大きい相手ほど、その value を多く混ぜる。出典: https://arxiv.org/abs/1706.03762
-    """
-
     def __init__(self, config):
         super().__init__()
         self.n_head = config.n_head
-        # query（何を探すか）、key（何を持つか）、value（渡す中身）を、1 つの層でまとめて作る
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd)  # 各ヘッドの出力を 1 つのベクトルにまとめる
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
     def forward(self, x):
-        """(B, T, n_embd) -> (B, T, n_embd)"""
-        B, T, C = x.shape  # 系列の本数、系列の長さ、n_embd
-        head_size = C // self.n_head  # 1 つのヘッドが使うベクトルの長さ
-        query, key, value = self.c_attn(x).split(C, dim=2)  # (B, T, 3 * C) -> (B, T, C) が 3 つ
+        B, T, C = x.shape
+        head_size = C // self.n_head
+        query, key, value = self.c_attn(x).split(C, dim=2)
 
-        # ヘッドごとに別々に計算できる並びにする: (B, T, C) -> (B, T, n_head, head_size) -> (B, n_head, T, head_size)
         query = query.view(B, T, self.n_head, head_size).transpose(1, 2)
         key = key.view(B, T, self.n_head, head_size).transpose(1, 2)
         value = value.view(B, T, self.n_head, head_size).transpose(1, 2)
 
-        # minllm.py で書いた、内積から因果マスク、softmax、重み付きの和までと同じ計算を、1 つの関数が速く行う
-        x = F.scaled_dot_product_attention(query, key, value, is_causal=True)  # (B, n_head, T, head_size)
+        x = F.scaled_dot_product_attention(query, key, value, is_causal=True)
 
-        x = x.transpose(1, 2).reshape(B, T, C)  # ヘッドを横につなぐ: -> (B, T, n_head, head_size) -> (B, T, C)
+        x = x.transpose(1, 2).reshape(B, T, C)
         return self.c_proj(x)
 
 
 class MLP(nn.Module):
-    """トークンごとに独立に働く 2 層の全結合ネットワーク。中間層は 4 倍に広い。"""
-
     def __init__(self, config):
         super().__init__()
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
 
     def forward(self, x):
-        """(B, T, n_embd) -> (B, T, n_embd)"""
-        x = self.c_fc(x)  # (B, T, n_embd) -> (B, T, 4 * n_embd)
-        x = F.gelu(x, approximate="tanh")  # GELU は滑らかな ReLU。GPT-2 は、tanh による近似式で計算する
-        return self.c_proj(x)  # (B, T, 4 * n_embd) -> (B, T, n_embd)
+        x = self.c_fc(x)
+        x = F.gelu(x, approximate="tanh")
+        return self.c_proj(x)
 
 
 class Block(nn.Module):
-    """Transformer のブロック。注意で自分と自分より前のトークンから情報を集め、MLP でトークンごとに加工する。"""
-
     def __init__(self, config):
         super().__init__()
-        # LayerNorm は、トークンごとにベクトルの平均を 0、分散を 1 に揃え、訓練で決まる倍率を要素ごとに掛け、バイアスを足す
         self.ln_1 = nn.LayerNorm(config.n_embd)
         self.attn = CausalSelfAttention(config)
         self.ln_2 = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config)
 
     def forward(self, x):
-        """(B, T, n_embd) -> (B, T, n_embd)"""
-        # 計算の結果を x に足す。これを残差接続といい、深く重ねたモデルを訓練しやすくする。出典: https://arxiv.org/abs/1512.03385
         x = x + self.attn(self.ln_1(x))
         return x + self.mlp(self.ln_2(x))
 
 
 class GPT(nn.Module):
-    """GPT-2 を小さくしたモデル。部品の名前も GPT-2 の実装に合わせた。GPT-2 との違いは 2 つある。
-
-    - dropout（訓練中に、値の一部を無作為に 0 にする）を省く。
-    - 残差接続で足す層（c_proj）の初期値を、1/√(2·n_layer) 倍に縮めない。
-    """
-
     def __init__(self, config):
         super().__init__()
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # トークンの埋め込み（番号ごとに 1 本のベクトルを持つ表）
-        # 位置の埋め込み。注意だけでは、トークンが何番目にあるかが分からない（minllm_heads.py で確かめた）
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd)
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)  # ベクトルを、次のトークンのロジットにする
-        # トークンを受け取る wte と、次のトークンを予測する lm_head が、1 つの重みを共有する（GPT-2 と同じ）
-        # 出典: https://arxiv.org/abs/1608.05859
-        self.lm_head.weight = self.wte.weight  # (vocab_size, n_embd)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head.weight = self.wte.weight
         self.apply(self._init_weights)
 
     def _init_weights(self, module):
-        """重みを、平均 0、標準偏差 0.02（GPT-2 と同じ）の正規分布から選び、バイアスを 0 にする。"""
-        # ln_f がベクトルの大きさを揃えるので、最初の損失を左右するのは lm_head の重みの大きさだけである。
-        # それが小さいとロジットは 0 に近く、どのトークンの確率もほぼ 1/vocab_size になる
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
     def forward(self, idx):
-        """トークン番号 (B, T)（int64、T は block_size 以下）-> ロジット (B, T, vocab_size)"""
         T = idx.shape[1]
-        positions = torch.arange(T, device=idx.device)  # 0, 1, …, T - 1
-        x = self.wte(idx) + self.wpe(positions)  # (B, T, n_embd) + (T, n_embd) -> (B, T, n_embd)
+        positions = torch.arange(T, device=idx.device)
+        x = self.wte(idx) + self.wpe(positions)
         for block in self.h:
-            x = block(x)  # (B, T, n_embd) -> (B, T, n_embd)
-        return self.lm_head(self.ln_f(x))  # (B, T, n_embd) -> (B, T, vocab_size)
+            x = block(x)
+        return self.lm_head(self.ln_f(x))
 
 
-# %% 重みの読み込み
-try:
-    saved = torch.load(WEIGHTS, map_location="cpu", weights_only=True)
-    characters = saved["characters"]  # トークン番号 n の文字は characters[n]
-    config = GPTConfig(**saved["config"])
-    model = GPT(config)
-    model.load_state_dict(saved["state_dict"])
-except Exception as error:  # 壊れ方によって例外の種類が変わる
-    parser.error(f"{WEIGHTS} は minllm_novel.py が作る重みとして読み込めない。minllm_novel.py で訓練して作り直す: {error!r}")
+# %% 重みを読み込む
+saved = torch.load(HERE / "minllm_novel.pth", map_location="cpu", weights_only=True)
+characters = saved["characters"]  # トークン番号 n の文字は characters[n]
+config = GPTConfig(**saved["config"])
+model = GPT(config)
+model.load_state_dict(saved["state_dict"])
 model = model.to(device).eval()
 V = len(characters)
-token_ids = {character: number for number, character in enumerate(characters)}  # 文字 -> トークン番号
 
 # %% 書き出し
+token_ids = {character: number for number, character in enumerate(characters)}  # 文字 -> トークン番号
 unknown = set(args.prompt) - set(characters)  # 訓練の文章に出てこないか、まれな文字
-print("unknown characters, replaced by 〓:", "".join(sorted(unknown)) or "none")
+if unknown:
+    print("unknown characters, replaced by 〓:", "".join(sorted(unknown)))
 idx = torch.tensor([[token_ids.get(character, 0) for character in args.prompt]])  # (1, T)。0 番は 〓
 
 
@@ -190,56 +165,125 @@ def next_logits(idx):
     return logits[0, -1].cpu()  # 最後の位置が、次の文字を予測する: (V,)
 
 
-def probabilities(logits, temperature, top_k):
-    """ロジット (V,) -> 確率 (V,)。上位 top_k 文字のほかは 0 にする。温度が低いほど差が開き、高いほど平らになる。"""
-    result = torch.zeros_like(logits)  # (V,)
-    if temperature == 0:  # 0 では割れないので、温度を 0 に近づけていった先の、最も確率の高い 1 文字だけが残る形にする
-        result[logits.argmax()] = 1
-        return result
-    top_logits, top_tokens = logits.topk(min(top_k, len(logits)))  # (V,) -> (k,) が 2 つ
-    result[top_tokens] = (top_logits / temperature).softmax(dim=0)
-    return result
+def probabilities_of(logits, temperature, top_k, top_p):
+    """ロジット (V,) -> 確率 (V,)。候補に残らない文字の確率は 0 になる。top-p の出典: https://arxiv.org/abs/1904.09751"""
+    probabilities = torch.zeros_like(logits)  # (V,)
+    if temperature == 0:  # 0 では割れないので、最も確率の高い 1 文字だけを残す
+        probabilities[logits.argmax()] = 1
+        return probabilities
+    top_logits, top_tokens = logits.topk(min(top_k, V))  # 大きい順に k 個: (k,) が 2 つ
+    kept = (top_logits / temperature).softmax(dim=0)  # (k,)、和は 1
+    if top_p < 1:
+        higher = kept.cumsum(dim=0) - kept  # 自分より確率の高い文字の、確率の和: (k,)
+        kept[higher >= top_p] = 0  # それだけで top_p に届いているなら、候補から外す
+    probabilities[top_tokens] = kept / kept.sum()
+    return probabilities
 
 
-# %% 表（書き出しの次の 1 文字について、温度 t と top-k の k が確率をどう変えるか）
+# %% 表（書き出しの次の 1 文字。t は温度、k は top-k、p は top-p）
 logits = next_logits(idx)  # (V,)
-low = probabilities(logits, 0.5, V)  # k が V なら、すべての文字が候補になる
-normal = probabilities(logits, 1, V)  # 温度 1 は、softmax の確率そのもの
-high = probabilities(logits, 2, V)
-top_5 = probabilities(logits, 1, 5)
-this_run = probabilities(logits, args.temperature, args.top_k)  # この実行で、書くときに使う確率
-print(f"probability of the next character (t: temperature, k: number of candidates, all {V} where no k is given)")
-print(f"next   t=0.5     t=1     t=2 t=1,k=5 this run (t={args.temperature:g},k={args.top_k})")
-for token in logits.topk(10).indices.tolist():
-    row = repr(characters[token])
-    for column in (low, normal, high, top_5, this_run):
-        row += f" {column[token]:7.1%}"
-    print(row)
+columns = {
+    "t=0.5": probabilities_of(logits, 0.5, V, 1),  # k が V なら、すべての文字が候補になる
+    "t=1": probabilities_of(logits, 1, V, 1),  # softmax の確率そのもの
+    "t=2": probabilities_of(logits, 2, V, 1),
+    "t=1,k=5": probabilities_of(logits, 1, 5, 1),
+    "t=1,p=0.5": probabilities_of(logits, 1, V, 0.5),
+    "this run": probabilities_of(logits, args.temperature, args.top_k, args.top_p),
+}
+print(f"this run: t={args.temperature:g}, k={args.top_k}, p={args.top_p:g}")
+print("      rank" + "".join(f"{name:>10}" for name in columns))
+top_10 = logits.topk(10).indices  # (10,)
+for rank, token in enumerate(top_10.tolist(), start=1):
+    row = "".join(f"{column[token]:10.1%}" for column in columns.values())
+    print(f"{rank:10d}{row}  {characters[token]!r}")
+rest = torch.ones(V, dtype=torch.bool)
+rest[top_10] = False  # 上位 10 文字のほか: (V,)
+print("    others" + "".join(f"{column[rest].sum():10.1%}" for column in columns.values()))
+print("candidates" + "".join(f"{column.count_nonzero():10d}" for column in columns.values()))
+
+# %% 確かめる: 温度 1 の列だけから、べき乗と足し算で同じ列を作る
+normal = columns["t=1"]
+powers = normal ** (1 / 0.5)  # ロジットを t で割ることは、確率を 1/t 乗して、和で割ることに等しい
+by_power = powers / powers.sum()
+
+total = 0
+kept_tokens = []
+for token in normal.argsort(descending=True).tolist():  # 確率の高い順に
+    if total >= 0.5:
+        break
+    kept_tokens.append(token)
+    total += normal[token].item()
+by_loop = torch.zeros(V)
+by_loop[kept_tokens] = normal[kept_tokens] / total
+same_temperature = torch.allclose(by_power, columns["t=0.5"], atol=1e-6)
+same_top_p = torch.allclose(by_loop, columns["t=1,p=0.5"], atol=1e-6)
+print(f"recomputed from t=1: temperature {same_temperature}, top-p {same_top_p}")
 
 # %% 書く
 written = ""
+kept_by_p = []  # 1 文字ごとに、温度 1 の p=0.5 なら何文字が候補に残るか
 print(args.prompt, end="")
 for _ in range(args.count):
     logits = next_logits(idx)  # (V,)
-    chances = probabilities(logits, args.temperature, args.top_k)  # (V,)
-    next_token = torch.multinomial(chances, num_samples=1)  # 確率に従って 1 文字をサンプリングする: (1,)
+    probabilities = probabilities_of(logits, args.temperature, args.top_k, args.top_p)  # (V,)
+    next_token = torch.multinomial(probabilities, num_samples=1)  # 確率に従って 1 文字を選ぶ: (1,)
     idx = torch.cat([idx, next_token.unsqueeze(0)], dim=1)  # (1, T) -> (1, T + 1)
     character = characters[next_token.item()]
     written += character
     print(character, end="", flush=True)
+    kept_by_p.append(probabilities_of(logits, 1, V, 0.5).count_nonzero().item())
 print()
+print(f"p=0.5 would keep {min(kept_by_p)} to {max(kept_by_p)} characters")
 
-# %% 丸写しでないか（小説にそのまま出てくる最も長い部分。よくある言い回しの長さなら、丸写しではない）
+# %% 丸写しでないか（掃除と分け方は minllm_novel.py と同じ）
 novel = (HERE / "data" / "wagahaiwa_nekodearu.txt").read_text(encoding="utf-8")
-novel = re.sub("《.*?》", "", novel)  # 掃除は minllm_tokenizer.py と同じ。探すだけなので、前書きと奥付は残す
-novel = novel.replace("｜", "")
-novel = re.sub("※?［＃.*?］", "", novel)
-novel = re.sub("\n[\n　]*", "\n", novel)
-copied = ""  # 今までに見つけた、最も長い部分
-for end in range(1, len(written) + 1):
-    # 長い部分が小説にあれば、その最後の 1 文字を除いた部分も小説にある。だから、見つかる長さは、end が 1 進むごとに
-    # 多くても 1 しか伸びず、end で終わる部分のうち、今までより 1 文字だけ長いものを調べればよい
-    candidate = written[end - len(copied) - 1 : end]
-    if candidate in novel:
-        copied = candidate
-print(f"longest run found in the novel: {len(copied)} characters, {copied!r}")
+_, _, novel = novel.split("-" * 55)
+novel, _ = novel.split("底本：")
+novel = re.sub("《.*?》|｜|※?［＃.*?］", "", novel)
+novel = re.sub("\n[\n　]*", "\n", novel).strip()
+train_size = len(novel) * 95 // 100
+train_text = novel[:train_size]
+held_out_text = novel[train_size:]
+
+
+def longest_run(text):
+    """text の中で、訓練の文章にそのまま出てくる最も長い部分。"""
+    longest = ""
+    for start in range(len(text)):
+        end = start + len(longest) + 1  # 今までより 1 文字長い部分から探す
+        while end <= len(text) and text[start:end] in train_text:
+            longest = text[start:end]
+            end += 1
+    return longest
+
+
+own_run = longest_run(written)
+print(f"longest run that also stands in the training text: {len(own_run)} characters, {own_run!r}")
+stride = (len(held_out_text) - args.count) // 40
+lengths = []  # ものさし: 訓練に使わなかった、同じ長さの 40 か所では何文字か
+for start in range(0, 40 * stride, stride):
+    passage = held_out_text[start : start + args.count]
+    lengths.append(len(longest_run(passage)))
+print(
+    f"in 40 held-out passages of {args.count}: {min(lengths)} to {max(lengths)}, mean {sum(lengths) / 40:.1f}"
+)
+
+# %% 図
+fig, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+ranks = torch.arange(1, 11)
+for shift, name, color in ((-0.27, "t=0.5", "#0072B2"), (0, "t=1", "#E69F00"), (0.27, "t=2", "#999999")):
+    percent = 100 * columns[name][top_10]  # (10,)
+    left.bar((ranks + shift).tolist(), percent.tolist(), width=0.27, color=color, label=name)
+left.set(xlabel="rank of the next character", ylabel="probability (%)", xticks=range(1, 11))
+left.set_title("A low temperature favours the first")
+left.legend()
+right.plot(range(1, args.count + 1), kept_by_p, ".", color="#0072B2", label="p=0.5")
+right.axhline(5, color="#D55E00", linestyle="--", label="k=5")
+right.set(xlabel="place in the written text", ylabel="candidates", yscale="log")
+right.set_yticks([1, 5, 10, 50, 100], [1, 5, 10, 50, 100])
+right.set_title("top-p keeps few where the model is sure")
+right.legend()
+PICTURE.parent.mkdir(exist_ok=True)
+fig.savefig(PICTURE)
+print(f"saved: images/{PICTURE.name}")
+plt.show()

@@ -1,102 +1,79 @@
-"""全結合層（nn.Linear）が計算する y = x @ W.T + b を、自分でも計算して確かめる。
+"""全結合層（nn.Linear）が入力から出力をどう計算するかを、掛け算と足し算だけで確かめる。
 
-これが最初のレッスンである。全結合層は、入力の数値のそれぞれに重み W を掛けて足し合わせ、バイアス b を加えることを、
-出力の数値ごとに行う。
+これが最初のレッスンである。
 
-実行: python simplenet.py （python -i simplenet.py とすると、終わった後も net や layer を調べられる）
-結果（2 コアの CPU で約 2 秒）:
-    ReLU set 6 of 10 values to 0, at [row, column] [[0, 0], [0, 3], [0, 4], [1, 0], [1, 2], [1, 3]]
-    y[0, 0] = -0.5065 * 0.2920 + -1.4561 * 0.4133 + 2.2925 * 0.2159 + 0.1208 = -0.1339
-    largest difference from x @ W.T + b: 0.0e+00
-説明: このフォルダの README.md
+実行: python simplenet.py（2 コアの CPU で約 3 秒）
+結果:
+    y[3, 0] = 1 * -0.0043 + 2 * 0.3097 + -1 * -0.4752 + -0.0114 = 1.0789
+    largest difference between layer(x) and x @ W.T + b below 1e-6: True
 試してみよう:
-    - by_hand の式から + bias を消すと、差（largest difference）はいくつになるか。その数は、ほかのどこに表示されているか。
-    - F.relu(x) を F.relu(-x) に変えると、0 になる値は 10 個のうちいくつになるか。
-    - IN_FEATURES を 4 倍の 12 にすると、初期値の範囲は何倍になるか。
+    - by_hand の式から + bias を消すと、どの行がどれだけずれるか。
+    - x の最後のサンプルを 2 倍の [2, 4, -2] にすると、出力も 2 倍になるか。
+解説: simplenet.md
 """
 
 # %% 準備
+from pathlib import Path
+
+import matplotlib.pyplot as plt
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 SEED = 0  # 乱数のシード。同じシードからは同じ乱数が出る
-IN_FEATURES = 3  # 式と比べる層の、入力の数値の個数
-OUT_FEATURES = 2  # 同じ層の、出力の数値の個数
+PICTURE = Path(__file__).resolve().parent.parent / "images" / "simplenet.png"
 
-# テンソル（数値の配列）を置いて計算する装置をデバイスという。mps は Apple の GPU、cuda は NVIDIA の GPU である
-device = torch.device("mps" if torch.backends.mps.is_available() else "cuda" if torch.cuda.is_available() else "cpu")
-print(f"device: {device}")
 torch.manual_seed(SEED)
 
-
-# %% モデル
-class SimpleNet(nn.Module):
-    """全結合層 1 つと ReLU だけのネットワーク。(B, 10) -> (B, 5)。B は一度に通すサンプルの数（バッチ）である。"""
-
-    def __init__(self):
-        super().__init__()
-        self.fc = nn.Linear(10, 5)
-
-    def forward(self, x):
-        """x: (B, 10) -> (B, 5)"""
-        x = self.fc(x)  # (B, 10) -> (B, 5)
-        return F.relu(x)  # (B, 5)。ReLU は負の値を 0 にする。その働きは learn_hidden_layer.py で確かめる
-
-
-# %% 全結合層と ReLU
-net = SimpleNet().to(device)  # CPU で作ってから移すと、どのデバイスでも同じシードから同じ値が出る
-samples = torch.randn(2, 10).to(device)  # 2 個のサンプルを一度に通す
-# 訓練では、勾配（次のレッスンで学ぶ）を求めるために、途中の値が記録される。ここでは訓練しないので、記録しない
-with torch.no_grad():
-    before_relu = net.fc(samples)  # (2, 10) -> (2, 5)
-    after_relu = net(samples)  # net(...) と呼ぶと、forward(...) が実行される: (2, 10) -> (2, 5)
-print(f"input, shape {tuple(samples.shape)}:\n{samples}")
-print(f"before ReLU, shape {tuple(before_relu.shape)}:\n{before_relu}")
-print(f"after ReLU, shape {tuple(after_relu.shape)}:\n{after_relu}")
-
-zeroed = []  # ReLU の後で 0 になった位置 [行, 列]
-for row in range(2):
-    for column in range(5):
-        if after_relu[row, column] == 0:
-            zeroed.append([row, column])
-print(f"ReLU set {len(zeroed)} of {after_relu.numel()} values to 0, at [row, column] {zeroed}")
-
-# %% 全結合層の出力
-layer = nn.Linear(IN_FEATURES, OUT_FEATURES).to(device)
-x = torch.randn(4, IN_FEATURES).to(device)  # 4 個のサンプル
-with torch.no_grad():
-    y = layer(x)  # (4, IN_FEATURES) -> (4, OUT_FEATURES)
-weight = layer.weight.detach()  # (OUT_FEATURES, IN_FEATURES)。detach は、勾配のための記録から切り離す
-bias = layer.bias.detach()  # (OUT_FEATURES,)
-print(f"\nweight W:\n{weight}")
-print(f"bias b:\n{bias}")
-print(f"x:\n{x}")
+# %% 全結合層に、4 個のサンプルを通す
+x = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1.0, 2.0, -1.0]])  # (4, 3)、1 行が 1 個
+layer = nn.Linear(3, 2)  # 入力は 3 つ、出力は 2 つ。重みとバイアスは、訓練するまでは乱数である
+y = layer(x).detach()  # (4, 3) -> (4, 2)。detach は、訓練のための記録を外して、値だけにする
+weight = layer.weight.detach()  # (2, 3)、1 行が出力 1 つのための重み
+bias = layer.bias.detach()  # (2,)
+print(f"x, shape {tuple(x.shape)}:\n{x}")
+print(f"weight W, shape {tuple(weight.shape)}:\n{weight}")
+print(f"bias b, shape {tuple(bias.shape)}:\n{bias}")
 print(f"layer(x), shape {tuple(y.shape)}:\n{y}")
 
-# %% 出力 1 つを、掛け算と足し算で求める
-# W の 1 行が、出力 1 つのための重みである。y[0, 0] は、x の行 0 と W の行 0 を順に掛けて足し、b[0] を加えたものになる
-total = bias[0].item()
-terms = []
-for i in range(IN_FEATURES):
-    total += x[0, i].item() * weight[0, i].item()
-    terms.append(f"{x[0, i].item():.4f} * {weight[0, i].item():.4f}")
-print(f"y[0, 0] = {' + '.join(terms)} + {bias[0].item():.4f} = {total:.4f}")
+# %% 最後のサンプルの出力 2 つを、掛け算と足し算で求める
+for j in range(2):
+    total = bias[j].item()
+    formula = ""
+    for i in range(3):
+        total += x[3, i].item() * weight[j, i].item()
+        formula += f"{x[3, i]:.0f} * {weight[j, i]:.4f} + "
+    print(f"y[3, {j}] = {formula}{bias[j]:.4f} = {total:.4f}")
 
 # %% すべての出力を、行列の積で一度に求める
-# 行列の積 A @ B は、A の行と B の列を順に掛けて足す。使いたいのは W の行なので、行と列を入れ替えた W.T を使う
-# (4, IN_FEATURES) @ (IN_FEATURES, OUT_FEATURES) + (OUT_FEATURES,) -> (4, OUT_FEATURES)。バイアスは 4 行のそれぞれに足される
-by_hand = x @ weight.T + bias
-difference = (y - by_hand).abs().max().item()  # 環境や大きさによっては、丸めで 1e-7 ほどの差が出る
+by_hand = x @ weight.T + bias  # (4, 3) @ (3, 2) + (2,) -> (4, 2)。W.T は W の行と列を入れ替えたもの
+difference = (y - by_hand).abs().max().item()  # 丸めの違いは 1e-7 ほど
 print(f"x @ W.T + b:\n{by_hand}")
-print(f"largest difference from x @ W.T + b: {difference:.1e}")
+print(f"largest difference between layer(x) and x @ W.T + b below 1e-6: {difference < 1e-6}")
 
-# %% 初期値の範囲
-# 重みもバイアスも -√k から √k まで（k = 1 / in_features）の一様乱数で始まる
-# 出典: https://docs.pytorch.org/docs/stable/generated/torch.nn.Linear.html
-k = 1 / IN_FEATURES
-bound = k**0.5
-largest_weight = weight.abs().max().item()
-largest_bias = bias.abs().max().item()
-largest = max(largest_weight, largest_bias)
-print(f"initial values lie within +-sqrt({k:.4f}) = +-{bound:.4f}; the largest here is {largest:.4f}")
+# %% 図（最後のサンプル）
+fig, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+for i in range(3):
+    axes.text(0, -i, f"x[3, {i}] = {x[3, i]:.0f}", ha="right", va="center", fontsize=13)
+for j, color in enumerate(["#0072B2", "#D55E00"]):
+    height = -0.5 - j  # 出力 j の高さ。入力 i の高さは -i
+    axes.text(3, height, f"y[3, {j}] = {y[3, j]:.4f}", color=color, va="center", fontsize=13)
+    axes.text(3, height - 0.2, f"bias {bias[j]:.4f} is added", color=color, va="center")
+    for i in range(3):
+        arrow = {"arrowstyle": "->", "color": color, "linewidth": 1.5}
+        axes.annotate("", xy=(2.9, height), xytext=(0.1, -i), arrowprops=arrow)
+        label_height = -i + 0.25 * (height + i)  # 入力から出力までの 1/4 の所
+        axes.text(
+            0.8,
+            label_height,
+            f"{weight[j, i]:.4f}",
+            color=color,
+            ha="center",
+            va="center",
+            backgroundcolor="white",
+        )
+axes.set(xlim=(-1, 4.5), ylim=(-2.3, 0.3), title="one color = one row of W = one output")
+axes.axis("off")
+PICTURE.parent.mkdir(exist_ok=True)
+fig.savefig(PICTURE)
+print(f"saved: images/{PICTURE.name}")
+plt.show()

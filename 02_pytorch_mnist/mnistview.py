@@ -1,17 +1,18 @@
 """MNIST の手書き数字を DataLoader で 4 枚取り出し、画像の形、値の範囲、ラベルを、訓練の前に目で確かめる。
 
-前のレッスン（01_pytorch_tutorial/learn_overfitting.py）との違い: 1 つのデータが、2 つの数で表した点から、縦 28 × 横 28 画素の
-手書き数字の画像になる。クラスは、0 から 9 の 10 個になる。訓練データは 60,000 枚ある。
+前のレッスン（01_pytorch_tutorial/learn_overfitting.py）との違い: 1 つのデータが、2 つの数で表した点から、
+縦 28 × 横 28 画素の手書き数字の画像になる。クラスは 0 から 9 の 10 個、訓練データは 60,000 枚である。
 
-実行: python mnistview.py
-結果（2 コアの CPU で約 4 秒）:
+実行: python mnistview.py（2 コアの CPU で約 4 秒）
+結果:
     images shape (4, 1, 28, 28), values from 0.0 to 1.0
     labels shape (4,), values [6, 8, 8, 7]
     each image is in the dataset with the same label: [True, True, True, True]
-説明: このフォルダの README.md
 試してみよう:
     - BATCH_SIZE を 7 にすると、60,000 枚は何個のバッチに分かれるか。
     - データの / 255 を消すと、値はいくつからいくつまでになるか。図の画素はなぜ黒と白だけになるか。
+    - DataLoader を使わずに 4 枚を取り出すには、どう書けばよいか。
+解説: mnistview.md
 """
 
 # %% 準備
@@ -29,20 +30,12 @@ PICTURE = HERE.parent / "images" / "mnistview.png"
 torch.manual_seed(SEED)
 
 # %% データ
-try:
-    train_set = MNIST(HERE / "data", train=True, download=True)  # データは同梱なので、ダウンロードは起こらない
-except Exception as error:  # 壊れ方によって例外の種類が変わる
-    raise SystemExit(f"エラー: {HERE / 'data'} の MNIST が壊れている。git restore で戻すか、取得し直す: {error!r}")
-# 画素は 0（背景）から 255（線の中心）の整数である。255 で割り、0 から 1 の小数にする
-pixels = train_set.data / 255  # (60000, 28, 28)
-# チャネルは、1 つの画素を表す数の個数である。明るさだけの灰色の画像は 1、赤・緑・青を持つカラーの画像は 3 になる
-all_images = pixels.unsqueeze(1)  # 大きさ 1 のチャネルの軸を加える: (60000, 28, 28) -> (60000, 1, 28, 28)
+train_set = MNIST(HERE / "data", train=True)
+pixels = train_set.data / 255  # 0 から 255 の整数 -> 0 から 1 の小数: (60000, 28, 28)
+all_images = pixels.unsqueeze(1)  # チャネルの軸を加える: (60000, 28, 28) -> (60000, 1, 28, 28)
 all_labels = train_set.targets  # 画像に書かれた数字: (60000,)
-
-# TensorDataset は、i 番目の画像と i 番目のラベルを組にして持つ
-train_dataset = TensorDataset(all_images, all_labels)
-# DataLoader は、組を BATCH_SIZE 個ずつまとめ、バッチとして順に渡す。shuffle=True なら、渡す順番を混ぜる
-train_loader = DataLoader(train_dataset, batch_size=BATCH_SIZE, shuffle=True)
+train_dataset = TensorDataset(all_images, all_labels)  # i 番目の画像と、i 番目のラベルを組にする
+train_loader = DataLoader(train_dataset, batch_size=BATCH_SIZE, shuffle=True)  # 混ぜて、まとめて渡す
 print(f"{len(train_dataset)} images in {len(train_loader)} batches")
 
 # %% 最初のバッチ
@@ -51,7 +44,7 @@ images, labels = next(batches)  # 1 つ目のバッチだけを取り出す
 print(f"images shape {tuple(images.shape)}, values from {images.min().item()} to {images.max().item()}")
 print(f"labels shape {tuple(labels.shape)}, values {labels.tolist()}")
 
-# 順番を混ぜても組は崩れない。同じ画像を元のデータから探し、ラベルを比べる
+# %% 確かめる: 混ぜても、画像とラベルの組は崩れない
 same_labels = []
 for image, label in zip(images, labels):
     pixels_are_equal = all_images == image  # (60000, 1, 28, 28)
@@ -64,13 +57,10 @@ print(f"each image is in the dataset with the same label: {same_labels}")
 fig = plt.figure(figsize=(2.4 * BATCH_SIZE, 2.5), layout="constrained")
 for i in range(BATCH_SIZE):
     axes = fig.add_subplot(1, BATCH_SIZE, i + 1)
-    picture = axes.imshow(images[i, 0].numpy(), cmap="gray_r", vmin=0, vmax=1)  # (28, 28)。0 を白、1 を黒で描く
+    picture = axes.imshow(images[i, 0].numpy(), cmap="gray_r", vmin=0, vmax=1)  # 0 を白、1 を黒で描く
     axes.set(title=f"label {labels[i]}", xticks=[0, 27], yticks=[0, 27])
 fig.colorbar(picture, ax=fig.axes, label="pixel value", shrink=0.65)
-try:
-    PICTURE.parent.mkdir(exist_ok=True)
-    fig.savefig(PICTURE)
-    print(f"saved: images/{PICTURE.name}")
-except OSError as error:  # 書き込めないフォルダでも、図は見せる
-    print(f"not saved: {error.strerror}")
+PICTURE.parent.mkdir(exist_ok=True)
+fig.savefig(PICTURE)
+print(f"saved: images/{PICTURE.name}")
 plt.show()

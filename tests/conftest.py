@@ -22,7 +22,7 @@ import pytest
 import torch
 
 plt.switch_backend("Agg")  # テストの間はウィンドウを開かない
-NUM_THREADS = 2  # 文書の出力は 2 コアのマシンで作った。スレッドの数が変わると、足す順序が変わり、丸めがずれる
+NUM_THREADS = torch.get_num_threads()
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS = sorted(ROOT.glob("0*_*/*.py"))
 RAW = ROOT / "02_pytorch_mnist" / "data" / "MNIST" / "raw"
@@ -30,7 +30,9 @@ RAW = ROOT / "02_pytorch_mnist" / "data" / "MNIST" / "raw"
 
 def read_mnist(kind):
     """torchvision を通さずに読んだ、画像 (N, 28, 28)（uint8）とラベル (N,)。kind は "train" か "t10k"。"""
-    images = np.frombuffer((RAW / f"{kind}-images-idx3-ubyte").read_bytes(), np.uint8, offset=16).reshape(-1, 28, 28)
+    images = np.frombuffer((RAW / f"{kind}-images-idx3-ubyte").read_bytes(), np.uint8, offset=16).reshape(
+        -1, 28, 28
+    )
     labels = np.frombuffer((RAW / f"{kind}-labels-idx1-ubyte").read_bytes(), np.uint8, offset=8)
     return images, labels
 
@@ -40,18 +42,13 @@ def drawn_images(fig):
     return [axes for axes in fig.axes if axes.images]
 
 
-NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]\d+)?")
-
-
-def without_numbers(line):
-    """行から、数の値と日本語の文章を除いた単語。"""
-    return NUMBER.sub("0", re.sub(r"[^\x00-\x7f].*", "", line)).split()
-
-
 def files_in(folder):
     """folder の中の全ファイルの {相対パス: (大きさ, 更新時刻)}。何かが作られたり変わったりしたかを比べる。"""
-    return {path.relative_to(folder).as_posix(): (path.stat().st_size, path.stat().st_mtime_ns)
-            for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    return {
+        path.relative_to(folder).as_posix(): (path.stat().st_size, path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
 
 
 def no_network(*args, **kwargs):
@@ -59,7 +56,7 @@ def no_network(*args, **kwargs):
 
 
 def with_constants(source, constants):
-    """source の `名前 = …` の行を、constants の値に書き換える。GPTConfig の n_embd: int = 128 のような行も書き換えられる。"""
+    """source の `名前 = …` の行を、constants の値に書き換える。クラスの n_embd: int = 128 のような行も。"""
     for constant, value in constants.items():
         source, count = re.subn(rf"^( *{constant}(?:: int)?) = .*", rf"\1 = {value!r}", source, flags=re.M)
         assert count == 1, constant
@@ -75,7 +72,7 @@ class Reader:
     def execute(self, name, *args, runner=runpy.run_path, source=None, on_cpu=True, **constants):
         """レッスン name を実行し、残った変数と、stdout、変わったファイル changed、path を持つ名前空間を返す。
 
-        constants は、写しの中で `名前 = …` の行をどう書き換えるかである。source を渡せば、写しの全体をそれに替える。
+        constants は、写しの中で `名前 = …` の行をどう書き換えるかである。source は、写しの全体と替える。
         レッスンの行が出す警告は、例外になる。
         """
         path = self.path_of(name)
@@ -84,9 +81,13 @@ class Reader:
         if source != original:
             path.write_text(source, encoding="utf-8", newline="\n")
         before, stdout = files_in(self.checkout), io.StringIO()
-        torch.set_num_threads(NUM_THREADS)  # 前に実行したレッスンが 1 に変えたかもしれない
+        torch.set_num_threads(NUM_THREADS)  # 前に実行したレッスンが変えたかもしれない
         try:
-            with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(stdout), warnings.catch_warnings():
+            with (
+                pytest.MonkeyPatch.context() as patch,
+                contextlib.redirect_stdout(stdout),
+                warnings.catch_warnings(),
+            ):
                 warnings.simplefilter("error")
                 patch.chdir(self.elsewhere)
                 patch.setattr(sys, "argv", [str(path), *map(str, args)])
@@ -113,7 +114,10 @@ class Reader:
         return next(self.checkout.glob(f"0*_*/{name}.py"))
 
     def __call__(self, name, *args, **constants):
-        key = args, with_constants(self.path_of(name).read_text(encoding="utf-8"), constants)  # SEED=0 は、もとの値と同じである
+        key = (
+            args,
+            with_constants(self.path_of(name).read_text(encoding="utf-8"), constants),
+        )  # SEED=0 は、もとの値と同じである
         if key not in self.results:
             self.results[key] = self.execute(name, *args, **constants)
         return self.results[key]
@@ -136,7 +140,7 @@ def run(checkout, tmp_path_factory):
 
 @pytest.fixture
 def refuse(run, checkout, capsys):
-    """refuse("mnist", "-e", "0") は、何も書かずに parser.error で終わることを確かめ、そのメッセージを返す。"""
+    """refuse("mnist", "-e", "0") が何も書かずに parser.error で終わることを確かめ、メッセージを返す。"""
 
     def check(name, *args):
         before = files_in(checkout)

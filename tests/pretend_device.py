@@ -1,6 +1,6 @@
-"""アクセラレータ（GPU など）のふりをするデバイス。どのマシンでも、レッスンがデバイスを正しく扱うかを調べられる。
+"""アクセラレータ（GPU など）のふりをするデバイス。レッスンがデバイスを正しく扱うかを、どこでも調べる。
 
-DeviceTensor は、自分はデバイスにあると答え、値は CPU に持つ。計算は CPU で行うが、本物の CUDA や MPS が断ることは断る:
+DeviceTensor は、自分はデバイスにあると答え、値は CPU に持つ。本物の CUDA や MPS が断ることは断る:
 2 つのデバイスのテンソルを混ぜた計算、デバイスのテンソルの numpy への変換、float64（MPS にはない）。
 """
 
@@ -12,9 +12,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 DEVICE = torch.device("meta")  # どの PyTorch も知っている、CPU でないデバイスの名前を借りる
+DEVICE_IDIOM = re.compile(r'^device = torch\.device\(\s*"mps" if .*?"cpu"\s*\)$', re.M | re.S)
 aten = torch.ops.aten
 COPIES = {aten.copy_.default, aten._to_copy.default}  # 2 つのデバイスにまたがってよい
-INDEXING = {aten.index.Tensor, aten.index_put_.default, aten._index_put_impl_.default}  # 添字は CPU にあってよい
+INDEXING = {
+    aten.index.Tensor,
+    aten.index_put_.default,
+    aten._index_put_impl_.default,
+}  # 添字は CPU にあってよい
 
 
 class DeviceTensor(torch.Tensor):
@@ -25,7 +30,13 @@ class DeviceTensor(torch.Tensor):
         if held.dtype in (torch.float64, torch.complex128):
             raise TypeError(f"the device doesn't support {held.dtype}")
         tensor = torch.Tensor._make_wrapper_subclass(
-            cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype, device=DEVICE)
+            cls,
+            held.size(),
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
+            device=DEVICE,
+        )
         tensor.held = held
         return tensor
 
@@ -57,7 +68,11 @@ def to_cpu(value):
 
 
 def to_device(value):
-    return tree_map_only(torch.Tensor, lambda tensor: tensor if isinstance(tensor, DeviceTensor) else DeviceTensor(tensor), value)
+    return tree_map_only(
+        torch.Tensor,
+        lambda tensor: tensor if isinstance(tensor, DeviceTensor) else DeviceTensor(tensor),
+        value,
+    )
 
 
 def compute(operation, args, kwargs):
@@ -74,9 +89,13 @@ def compute(operation, args, kwargs):
     strangers = [tensor for tensor in tensors if not isinstance(tensor, DeviceTensor) and tensor.dim() > 0]
     if operation in INDEXING:
         values = args[2:3]
-        strangers = [tensor for tensor in (args[0], *values) if any(tensor is stranger for stranger in strangers)]
+        strangers = [
+            tensor for tensor in (args[0], *values) if any(tensor is stranger for stranger in strangers)
+        ]
     if strangers and operation not in COPIES:
-        raise RuntimeError(f"{operation}: tensors on the device and on the CPU, {[tuple(t.shape) for t in strangers]}")
+        raise RuntimeError(
+            f"{operation}: tensors on the device and on the CPU, {[tuple(t.shape) for t in strangers]}"
+        )
     result = operation(*to_cpu(args), **to_cpu(kwargs))
     if operation is aten._local_scalar_dense.default:  # item()
         return result
@@ -92,10 +111,10 @@ class PretendedDevice(TorchDispatchMode):
         return compute(operation, args, kwargs or {})
 
 
-def run_on_pretended_device(path, run_name):
-    """レッスンを、device の行だけを DEVICE に書き換えて実行し、残った変数を返す。"""
+def run_cells_on_pretended_device(path, run_name):
+    """レッスンの device を DEVICE に変え、# %% のセルを 1 つずつ実行して、残った変数を返す。"""
     with open(path, encoding="utf-8") as file:
-        source, count = re.subn(r"^device = .*is_available.*$", f'device = torch.device("{DEVICE}")', file.read(), flags=re.M)
+        source, count = DEVICE_IDIOM.subn(f'device = torch.device("{DEVICE}")', file.read())
     assert count == 1
     variables = {"__name__": run_name, "__file__": path}
     supported = optimizer._get_fused_kernels_supported_devices
@@ -104,7 +123,8 @@ def run_on_pretended_device(path, run_name):
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:
         with PretendedDevice():
-            exec(compile(source, path, "exec"), variables)
+            for cell in re.split(r"^(?=# %%)", source, flags=re.M):
+                exec(compile(cell, path, "exec"), variables)
     finally:
         optimizer._get_fused_kernels_supported_devices = supported
         torch.__future__.set_swap_module_params_on_conversion(False)

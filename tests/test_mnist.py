@@ -238,7 +238,7 @@ def test_missing_weights_are_to_be_trained(refuse, tmp_path):
     assert f"mnist.py -m cnn -w {weights} で訓練" in refuse("load_and_infer", "-m", "cnn", "-w", weights)
 
 
-@pytest.mark.parametrize("name", ["mnist_errors", "mnist_cnn_features"])
+@pytest.mark.parametrize("name", ["mnist_errors"])
 def test_lessons_with_shipped_weights_say_when_they_are_damaged(refuse, checkout, name):
     weights = checkout / "02_pytorch_mnist" / "mnist_cnn.pth"
     shipped = weights.read_bytes()

@@ -32,81 +32,88 @@ def test_novel_is_cleaned(run):
     assert novel.startswith("一\n吾輩は猫である。名前はまだ無い。\n") and novel.endswith("ありがたいありがたい。")
 
 
-def test_characters_per_token(run):
-    lengths = run("minllm_tokenizer").chars_per_token
-    assert [round(lengths[merges], 2) for merges in (0, 10, 100, 500, 1000)] == [0.34, 0.47, 0.71, 1.00, 1.18]
-    assert lengths == sorted(lengths)
+@pytest.mark.parametrize("number", [0, 1, 20])
+def test_each_merge_joins_the_most_frequent_pair(run, number):
+    lesson = run("minllm_tokenizer")
+    ids = list(lesson.text.encode())
+    for (left, right), new in list(lesson.merges.items())[:number]:
+        ids = lesson.merge(ids, left, right, new)
+    pair = list(lesson.merges)[number]
+    counts = [(ids[i], ids[i + 1]) for i in range(len(ids) - 1)]
+    assert counts.count(pair) == max(Counter(counts).values())
+    assert lesson.vocabulary[256 + number] == lesson.vocabulary[pair[0]] + lesson.vocabulary[pair[1]]
+
+
+def test_merge_replaces_from_the_left(run):
+    merge = run("minllm_tokenizer").merge
+    assert merge([1, 1, 1, 2], 1, 1, 9) == [9, 1, 2] and merge([1, 2, 3, 1, 2], 1, 2, 9) == [9, 3, 9]
+    assert merge([], 1, 2, 9) == [] and merge([2, 1], 1, 2, 9) == [2, 1]
 
 
 @pytest.fixture(scope="module")
 def strings():
-    """あらゆる文字を含む 3,000 ほどの文字列。"""
+    """あらゆる文字を含む 300 ほどの文字列。"""
     rng = random.Random(0)
     blocks = [range(0x80), range(0x3040, 0x3100), range(0xD800), range(0xE000, 0x110000)]  # 間のサロゲートは文字でない
     fixed = ["", "\n", "\0", "aaaaa", "ああああ", "吾輩は猫である。", "I am a cat.", "👩‍👩‍👧‍👦🏳️‍🌈", "e\u0301", "\r\n　"]
-    return fixed + ["".join(chr(rng.choice(rng.choice(blocks))) for _ in range(rng.randrange(12))) for _ in range(3000)]
+    return fixed + ["".join(chr(rng.choice(rng.choice(blocks))) for _ in range(rng.randrange(12))) for _ in range(300)]
 
 
 def test_round_trip_of_any_string(run, strings):
     lesson = run("minllm_tokenizer")
     assert [text for text in strings if lesson.decode(lesson.encode(text)) != text] == []
-    assert lesson.decode(map(ord, lesson.tokens)) == lesson.novel
-    passage = lesson.novel[:200]
-    assert len(lesson.encode(passage)) < len(passage)
-
-
-def joined(ids, left, right, new):
-    """リスト ids の中の left, right を、左から順に new に置き換えたリスト。"""
-    result, i = [], 0
-    while i < len(ids):
-        found = ids[i : i + 2] == [left, right]
-        result.append(new if found else ids[i])
-        i += 2 if found else 1
-    return result
-
-
-def test_merges_are_the_most_frequent_pairs(run):
-    lesson = run("minllm_tokenizer", NUM_MERGES=30)
-    ids = list(lesson.data)
-    for (left, right), new in lesson.merges.items():
-        counts = Counter(pair for pair in zip(ids, ids[1:]) if 10 not in pair)
-        assert counts[left, right] == max(counts.values())
-        ids = joined(ids, left, right, new)
-    assert ids == [ord(token) for token in lesson.tokens]
 
 
 def test_encoding_is_that_of_gpt2(run, strings):
     """GPT-2 は、今ある組の中で最も先に学んだものをつなぐことを、つなげなくなるまで繰り返す。"""
     lesson = run("minllm_tokenizer")
-    passages = [lesson.novel[start : start + 40] for start in range(0, len(lesson.novel), 2000)]
+    passages = [lesson.novel[start : start + 40] for start in range(0, len(lesson.novel), 4000)]
     for text in strings[:100] + passages:
         ids = list(text.encode())
         while pairs := [pair for pair in zip(ids, ids[1:]) if pair in lesson.merges]:
-            pair = min(pairs, key=lesson.merges.get)
-            ids = joined(ids, *pair, lesson.merges[pair])
+            left, right = min(pairs, key=lesson.merges.get)
+            ids = lesson.merge(ids, left, right, lesson.merges[left, right])
         assert lesson.encode(text) == ids
+
+
+def test_tokenizer_picture(run):
+    lesson = run("minllm_tokenizer")
+    curve, bars = lesson.fig.axes
+    assert curve.lines[0].get_ydata().tolist() == lesson.chars_per_token == sorted(lesson.chars_per_token)
+    assert [bar.get_height() for bar in bars.patches] == [48, 34, 10, 34]
 
 
 # minllm_novel.py
 
 
+def section(lesson, start, end):
+    """スクリプトの、start の区切りから end の区切りの前まで。lesson の変数の中で、もう一度実行できる。"""
+    source = lesson.path.read_text(encoding="utf-8")
+    return source[source.index(f"# %% {start}") : source.index(f"# %% {end}")]
+
+
 def test_loss_beats_counting(run):
     lesson = run("minllm_novel")
-    loss = lesson.held_out_losses[-1]
-    counted = lesson.baselines
-    assert loss <= 3.63
-    assert loss <= counted["pairs of characters"] - 0.5
-    assert counted["pairs of characters"] < counted["single characters"] < counted["uniform"]
-    assert counted["uniform"] == pytest.approx(math.log(2230))
+    loss, counted = lesson.held_out_losses[-1], list(lesson.baselines.values())
+    assert loss <= 3.63 and loss <= counted[-1] - 0.1
+    assert counted == sorted(counted, reverse=True)
+    assert counted[0] == pytest.approx(math.log(2230))
 
 
-def test_pair_counts_are_counted(run):
+def test_counted_probabilities(run):
     lesson = run("minllm_novel")
-    pairs = Counter(zip(lesson.train_data.tolist(), lesson.train_data[1:].tolist()))
-    before = Counter(lesson.train_data[:-1].tolist())
-    held_out = lesson.held_out.tolist()
-    losses = [-math.log((pairs[a, b] + 0.1) / (before[a] + 0.1 * lesson.V)) for a, b in zip(held_out, held_out[1:])]
-    assert lesson.baselines["pairs of characters"] == pytest.approx(sum(losses) / len(losses), abs=1e-3)
+    for before in ("", "吾", "吾輩", "吾輩は", "輩〓", "ああ吾"):
+        assert sum(lesson.counted_probability(before, c) for c in lesson.characters) == pytest.approx(1)
+    ids, held_out = lesson.train_data.tolist(), lesson.held_out.tolist()
+    singles, pairs = Counter(ids), Counter(zip(ids, ids[1:]))
+
+    def loss(weight):
+        chances = [(pairs[a, b] + weight * (singles[b] + 1) / (len(ids) + lesson.V)) / (singles[a] + weight)
+                   for a, b in zip(held_out, held_out[1:])]
+        return -sum(map(math.log, chances)) / len(chances)
+
+    assert lesson.baselines["count after 1"] == pytest.approx(loss(40), abs=1e-3)
+    assert loss(40) < min(loss(10), loss(160))  # 40 は、数える側に有利な値である
 
 
 def test_held_out_part_is_never_trained_on(run):
@@ -132,16 +139,30 @@ def test_both_losses_of_a_row_are_those_of_the_saved_model(run):
     lesson = run("minllm_novel")
     *_, last = (line for line in lesson.stdout.splitlines() if line.startswith("step "))
     for name, windows in (("train", lesson.train_windows[:250]), ("held-out", lesson.held_out_windows)):
-        logits = lesson.model(windows[:, :-1])
+        logits = lesson.model(windows[:, :-1])  # model は、保存したファイルから作り直したものである
         loss = F.cross_entropy(logits.transpose(1, 2), windows[:, 1:]).item()
         assert f"{name} {loss:.3f}" in last
 
 
-def test_a_folder_that_cannot_be_written_ends_before_the_training(run, monkeypatch, capsys):
-    monkeypatch.setattr("os.access", lambda path, mode: False)
-    with pytest.raises(SystemExit, match="重みを保存できない"):
-        run.execute("minllm_novel")
-    assert capsys.readouterr().out == ""
+def test_a_model_that_sees_the_future_fails_the_proof(run, monkeypatch, capsys):
+    lesson, fused = run("minllm_novel"), F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args, is_causal: fused(*args))
+    exec(section(lesson, "確かめる", "比較"), vars(lesson))
+    assert "within 1e-4: False" in capsys.readouterr().out
+
+
+def test_more_context_helps_up_to_eight_characters(run):
+    lesson = run("minllm_novel")
+    losses = dict(zip(lesson.LENGTHS, lesson.context_losses))
+    assert losses[1] > losses[2] > losses[3] > losses[8] and abs(losses[16] - losses[8]) < 0.03
+    assert losses[1] > lesson.baselines["count after 1"] and losses[2] < lesson.baselines["count after 3"]
+
+
+def test_the_neighbours_of_a_digit_are_digits(run):
+    lesson = run("minllm_novel")
+    for wte, least, most in ((lesson.initial_wte, 0, 1), (lesson.trained_wte, 4, 5)):
+        near = lesson.neighbours(wte, lesson.token_ids["三"], 5)
+        assert least <= len(set(near) & set("一二四五六七八九十")) <= most
 
 
 def test_writing_gets_better(run):
@@ -194,21 +215,41 @@ def test_temperature_zero_is_the_likeliest(run):
     assert first.written == second.written
     logits = first.model(first.idx[:, :3])[0, -1]
     assert first.characters[logits.argmax()] == first.written[0]
-    row = next(line for line in first.stdout.splitlines() if line.startswith(repr(first.written[0])))
-    assert row.endswith(" 100.0%")  # 表の最後の列は、この実行の確率である
+    assert f" 100.0%  {first.written[0]!r}\n" in first.stdout  # 表の最後の列は、この実行の確率である
     assert run("minllm_write", "-k", "1", "-n", "60").written == first.written
 
 
 def test_top_k_and_temperature(run):
     lesson = run("minllm_write")
-    logits = torch.randn(100, generator=torch.Generator().manual_seed(0))
-    for k in (1, 5, 100, 1000):
-        chosen = lesson.probabilities(logits, 1.0, k)
+    logits = torch.randn(lesson.V, generator=torch.Generator().manual_seed(0))
+    for k in (1, 5, lesson.V, 3000):
+        chosen = lesson.probabilities_of(logits, 1.0, k, 1)
         assert chosen.sum().item() == pytest.approx(1)
-        assert set(chosen.nonzero().flatten().tolist()) == set(logits.topk(min(k, 100)).indices.tolist())
-    torch.testing.assert_close(lesson.probabilities(logits, 1.0, 100), F.softmax(logits, dim=0))
-    entropies = [torch.special.entr(lesson.probabilities(logits, t, 100)).sum().item() for t in (0, 0.01, 1, 2, 100)]
-    assert entropies == sorted(entropies) and entropies[0] == 0 and entropies[-1] == pytest.approx(math.log(100), abs=0.01)
+        assert set(chosen.nonzero().flatten().tolist()) == set(logits.topk(min(k, lesson.V)).indices.tolist())
+    torch.testing.assert_close(lesson.probabilities_of(logits, 1.0, 3000, 1), F.softmax(logits, dim=0))
+    chosen = [lesson.probabilities_of(logits, t, 3000, 1) for t in (0, 0.01, 1, 2, 100)]
+    entropies = [torch.special.entr(probabilities).sum().item() for probabilities in chosen]
+    assert entropies == sorted(entropies) and entropies[0] == 0
+    assert entropies[-1] == pytest.approx(math.log(lesson.V), abs=0.01)
+
+
+@pytest.mark.parametrize("top_k", [3000, 40])
+@pytest.mark.parametrize("top_p", [1e-9, 0.1, 0.5, 0.9])
+def test_top_p_keeps_the_fewest_that_reach_p(run, top_k, top_p):
+    lesson = run("minllm_write")
+    logits = torch.randn(lesson.V, generator=torch.Generator().manual_seed(0))
+    before, after = (lesson.probabilities_of(logits, 0.7, top_k, p) for p in (1, top_p))
+    kept = before[after > 0]
+    assert kept.min() > before[after == 0].max()
+    assert kept.sum() >= top_p > kept.sum() - kept.min()
+    torch.testing.assert_close(after[after > 0], kept / kept.sum())
+
+
+def test_another_temperature_fails_the_proof(run, capsys):
+    lesson = run("minllm_write")
+    other = {**lesson.columns, "t=0.5": lesson.columns["t=2"], "t=1,p=0.5": lesson.columns["t=1,k=5"]}
+    exec(section(lesson, "確かめる", "書く"), {**vars(lesson), "columns": other})
+    assert "temperature False, top-p False" in capsys.readouterr().out
 
 
 def test_any_prompt_is_continued(run):
@@ -217,27 +258,20 @@ def test_any_prompt_is_continued(run):
     assert lesson.idx[0, :2].tolist() == [lesson.characters.index("猫"), 0] and len(lesson.written) == 5
 
 
-def test_copied_run_stands_in_the_novel(run):
+def test_the_longest_run_is_found(run):
     lesson = run("minllm_write", "-n", "60")
     text = lesson.written
-    runs = [text[i:j] for i in range(len(text)) for j in range(i + 1, len(text) + 1) if text[i:j] in lesson.novel]
-    assert len(lesson.copied) == max(map(len, runs)) and lesson.copied in lesson.novel
+    parts = {text[i:j] for i in range(len(text)) for j in range(i + 1, len(text) + 1)}
+    assert len(lesson.own_run) == max(len(part) for part in parts if part in lesson.train_text)
+    assert lesson.own_run in parts and lesson.own_run in lesson.train_text
+    copied = lesson.train_text[1000:1030]
+    assert lesson.longest_run(f"龠龠{copied}龠") == copied
+    assert lesson.train_text + lesson.held_out_text == run("minllm_tokenizer").novel
 
 
-@pytest.mark.parametrize("args", [["-p", ""], ["-t", "-1"], ["-t", "1e-9"], ["-t", "nan"], ["-k", "0"], ["-n", "0"]])
-def test_write_refuses(refuse, args):
-    assert "以上" in refuse("minllm_write", *args)
-
-
-@pytest.mark.parametrize("weights", [b"", b"not weights", None])
-def test_write_refuses_other_weights(refuse, checkout, weights):
-    path = checkout / "01_pytorch_tutorial" / "minllm_novel.pth"
-    good = path.read_bytes()
-    try:
-        if weights is None:
-            torch.save({"fc1.weight": torch.zeros(2)}, path)
-        else:
-            path.write_bytes(weights)
-        assert "minllm_novel.py で訓練して作り直す" in refuse("minllm_write")
-    finally:
-        path.write_bytes(good)
+@pytest.mark.parametrize("option, value", [
+    ("--prompt", ""), ("--temperature", "-1"), ("--temperature", "1e-9"), ("--temperature", "nan"), ("--top-k", "0"),
+    ("--count", "0"), ("--count", "1001"), ("--top-p", "0"), ("--top-p", "1.1"), ("--top-p", "nan")])
+def test_write_refuses(refuse, option, value):
+    message = refuse("minllm_write", option, value)
+    assert message.startswith(option) and message.count("\n") == 1
