@@ -33,9 +33,7 @@ NUM_PER_CLASS = 500
 NUM_TRAIN = 600  # 残りは訓練に使わず、正解率を測るために取り分ける
 LEARNING_RATE = 0.1
 EPOCHS = 200
-NEW_ANIMALS = torch.tensor(
-    [[9.0, 3.0], [2.8, 7.0], [6.5, 3.5], [5.2, 5.1]]
-)  # 最後の 1 匹は、どちらとも決めにくい
+NEW_ANIMALS = torch.tensor([[9.0, 3.0], [2.8, 7.0], [6.5, 3.5], [5.2, 5.1]])  # 最後は、どちらとも決めにくい
 PICTURE = Path(__file__).resolve().parent.parent / "images" / "learn_classify.png"
 
 device = torch.device(

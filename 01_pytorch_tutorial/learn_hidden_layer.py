@@ -64,9 +64,8 @@ held_out_labels = labels[NUM_TRAIN:]  # (200,)
 
 # %% 3 つのモデル（nn.Sequential は、渡した層を順に通すモデルである）
 one_layer = nn.Linear(2, 2).to(device)  # (B, 2) -> (B, 2)
-two_layers = nn.Sequential(nn.Linear(2, HIDDEN), nn.Linear(HIDDEN, 2)).to(
-    device
-)  # (B, 2) -> (B, 6) -> (B, 2)
+# 次の 2 つは (B, 2) -> (B, 6) -> (B, 2)
+two_layers = nn.Sequential(nn.Linear(2, HIDDEN), nn.Linear(HIDDEN, 2)).to(device)
 with_relu = nn.Sequential(nn.Linear(2, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2)).to(device)
 models = {"one layer": one_layer, "two layers": two_layers, "two layers and ReLU": with_relu}
 
@@ -130,7 +129,7 @@ for axes, name in [(straight_axes, "two layers"), (bent_axes, "two layers and Re
     axes.contourf(ticks, ticks, outer, levels=10, cmap="PuOr", alpha=0.5, vmin=0, vmax=1)
     axes.contour(ticks, ticks, outer, levels=[0.5], colors="black", linewidths=2.5)
     for label, marker, color in [(0, "o", "#B35806"), (1, "^", "#542788")]:
-        ring = train_features[train_labels == label].cpu()
+        ring = train_features[train_labels == label].cpu()  # (輪の点の数, 2)
         axes.scatter(ring[:, 0], ring[:, 1], s=12, marker=marker, color=color)
     axes.set(xlabel="x", ylabel="y", aspect="equal", title=f"{name}: {accuracies[name]:.1f}%")
 for unit in range(HIDDEN):

@@ -153,7 +153,7 @@ for name, epoch, model in [("chosen", chosen_epoch, chosen_model), ("last", EPOC
     axes[name].contourf(ticks, ticks, outer, levels=10, cmap="PuOr", alpha=0.5, vmin=0, vmax=1)
     axes[name].contour(ticks, ticks, outer, levels=[0.5], colors="black", linewidths=2.5)
     for label, marker, color in [(0, "o", "#B35806"), (1, "^", "#542788")]:
-        ring = train_features[train_labels == label].cpu()
+        ring = train_features[train_labels == label].cpu()  # (輪の点の数, 2)
         axes[name].scatter(ring[:, 0], ring[:, 1], s=40, marker=marker, color=color, edgecolors="white")
     axes[name].set(xlabel="x", ylabel="y", aspect="equal")
     axes[name].set_title(f"epoch {epoch}: validation loss {chosen_losses[epoch - 1]:.3f}")

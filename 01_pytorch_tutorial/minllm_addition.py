@@ -218,7 +218,7 @@ for step in range(1, STEPS + 1):
     scheduler.step()
 
     losses.append(loss.item())
-    if step % 200 == 0 or step == STEPS:
+    if step % 250 == 0 or step == STEPS:
         written = generate(held_out[:, :PROMPT_LENGTH])  # (N, 6) -> (N, 9)
         correct = (written == held_out).all(dim=1)  # (N,)、9 文字がすべて一致すれば True
         exact_match = 100 * correct.float().mean().item()

@@ -82,7 +82,7 @@ seen = decode(train_data)  # まれな文字が 〓 になった、訓練の文�
 unseen = decode(held_out)
 ngram_counts = Counter()  # 1 〜 4 文字の並び -> 訓練の文章に出る回数
 for length in (1, 2, 3, 4):
-    for start in range(len(seen)):
+    for start in range(len(seen) - length + 1):
         ngram_counts[seen[start : start + length]] += 1
 
 
@@ -260,7 +260,8 @@ for epoch in range(EPOCHS):
             print(f"step {step} train {train_loss:.3f} held-out {held_out_loss:.3f} {text!r}", flush=True)
 
 # %% 保存して、ファイルから作り直す（隣に書き終えてから置き換えるので、途中で止めても前の重みは壊れない）
-saved = {"characters": characters, "config": vars(config), "state_dict": model.state_dict()}
+state_dict = model.cpu().state_dict()  # 名前 -> 重み。GPU で訓練しても、CPU に戻して保存する
+saved = {"characters": characters, "config": vars(config), "state_dict": state_dict}
 torch.save(saved, f"{WEIGHTS}.tmp")
 os.replace(f"{WEIGHTS}.tmp", WEIGHTS)
 print(f"saved: {WEIGHTS}")

@@ -62,15 +62,8 @@ for j, color in enumerate(["#0072B2", "#D55E00"]):
         arrow = {"arrowstyle": "->", "color": color, "linewidth": 1.5}
         axes.annotate("", xy=(2.9, height), xytext=(0.1, -i), arrowprops=arrow)
         label_height = -i + 0.25 * (height + i)  # 入力から出力までの 1/4 の所
-        axes.text(
-            0.8,
-            label_height,
-            f"{weight[j, i]:.4f}",
-            color=color,
-            ha="center",
-            va="center",
-            backgroundcolor="white",
-        )
+        label = f"{weight[j, i]:.4f}"
+        axes.text(0.65, label_height, label, color=color, va="center", backgroundcolor="white")
 axes.set(xlim=(-1, 4.5), ylim=(-2.3, 0.3), title="one color = one row of W = one output")
 axes.axis("off")
 PICTURE.parent.mkdir(exist_ok=True)

@@ -64,30 +64,24 @@ model = CNN().requires_grad_(False)  # 訓練しないので、勾配は要ら�
 model.load_state_dict(torch.load(HERE / "mnist_cnn.pth", map_location="cpu", weights_only=True))
 
 # %% 第 1 段: 写真を開く
-SIDE = 400  # 写真の長い辺を、この画素数に揃える
-MAX_PIXELS = 150_000_000  # これより大きいと、開くだけで何秒もかかり、メモリを使い切ることもある
-Image.MAX_IMAGE_PIXELS = None  # Pillow の上限の代わりに、MAX_PIXELS で調べる
+Image.MAX_IMAGE_PIXELS = None  # Pillow の上限の代わりに、下で調べる
 ImageFile.LOAD_TRUNCATED_IMAGES = True  # 末尾の欠けた画像も、ある所まで開く
 
 
 def open_picture(path):
-    """画像を開き、正しい向きの明るさ (1, 1, H, W)、[0, 1] にする。"""
+    """画像を開き、正しい向きの明るさ (1, 1, H, W)、[0, 1] にする。長い辺は 400 画素。"""
     with Image.open(path) as file:
-        if file.width * file.height > MAX_PIXELS:
+        if file.width * file.height > 150_000_000:  # 開くだけでメモリを使い切ることがある
             raise ValueError("大きすぎる。数字の周りを切り抜くか、縮小する")
-        file.draft("RGB", (2 * SIDE, 2 * SIDE))  # JPEG は、縮めながら開くと速い
+        file.draft("RGB", (800, 800))  # JPEG は、縮めながら開くと速い
         image = ImageOps.exif_transpose(file)  # 写真に記録された向きに回す
-    image = ImageOps.contain(image.convert("RGBA"), (SIDE, SIDE))
-    paper = Image.new("RGBA", image.size, "white")
-    image = Image.alpha_composite(paper, image)  # 透明な所は、白い紙になる
+    image = ImageOps.contain(image.convert("RGBA"), (400, 400))
+    white = Image.new("RGBA", image.size, "white")
+    image = Image.alpha_composite(white, image)  # 透明な所は白くする
     return to_tensor(image.convert("L")).unsqueeze(0)  # (1, H, W) -> (1, 1, H, W)
 
 
 # %% 第 2 段: 紙の明るさで割る
-PAPER_SCALE = 8  # 紙の明るさは、1/8 に縮めて調べる
-PAPER_WINDOW = 17  # これより細いものを線とみなす（縮めた画素、奇数）
-
-
 def dilate(x, size):
     """膨張。(1, 1, H, W) の各画素を、周り size×size 画素の最大値にする。size は奇数。"""
     return F.max_pool2d(x, size, stride=1, padding=size // 2)
@@ -98,37 +92,30 @@ def flatten(gray):
     height, width = gray.shape[2:]
     is_edge = torch.ones(height, width, dtype=torch.bool)
     is_edge[height // 8 : -(height // 8), width // 8 : -(width // 8)] = False
-    paper = gray[0, 0, is_edge].median()
-    if paper < (gray.min() + gray.max()) / 2:  # 黒板のように、紙が暗く線が明るい
+    typical = gray[0, 0, is_edge].median()  # 縁に写っているのは、紙である
+    if typical < (gray.min() + gray.max()) / 2:  # 黒板のように、紙が暗く線が明るい
         gray = 1 - gray
-    small = F.interpolate(gray, scale_factor=1 / PAPER_SCALE, mode="area")  # (1, 1, H/8, W/8)
-    small = F.pad(small, [PAPER_WINDOW] * 4, mode="replicate")  # 縁の明るさが、写真の外まで続くとみなす
-    widened = dilate(small, PAPER_WINDOW)  # 細い線は、周りの紙の明るさで埋まる
-    closed = -dilate(-widened, PAPER_WINDOW)  # 同じだけ収縮（最小値）させて、太い所を元の幅に戻す
-    paper = closed[..., PAPER_WINDOW:-PAPER_WINDOW, PAPER_WINDOW:-PAPER_WINDOW]
-    paper = F.interpolate(paper, (height, width), mode="bilinear")  # (1, 1, H, W)
+    window = 17  # 1/8 に縮めた写真で、これより細い所を線とみなす（画素、奇数）
+    small = F.interpolate(gray, scale_factor=1 / 8, mode="area")  # (1, 1, H/8, W/8)
+    small = F.pad(small, [window] * 4, mode="replicate")  # 縁の明るさが、写真の外まで続くとみなす
+    filled = dilate(small, window)  # 細い線は、周りの紙の明るさで埋まる
+    closed = -dilate(-filled, window)  # 同じだけ収縮（最小値に）させて、埋まらなかった所を元に戻す
+    paper = F.interpolate(closed[..., window:-window, window:-window], (height, width), mode="bilinear")
     return (gray / paper.clamp(min=0.05)).clamp(max=1)  # 真っ黒な所で 0 で割らない
 
 
 # %% 第 3 段: 線と紙を分ける
-THRESHOLD = 0.45  # 最も濃い所の、この割合より濃い画素を線とする
-MIN_DARKNESS = 0.1  # 最も濃い所でも紙より 10 % 以上暗くなければ、何も書かれていないとみなす
-
-
 def find_ink(flat):
     """平らにした明るさ (1, 1, H, W) の、線の画素を 1、紙の画素を 0 にする。"""
     darkness = 1 - F.avg_pool2d(flat, 3, stride=1, padding=1, count_include_pad=False)  # ざらつきを均す
     darkest = darkness.quantile(0.999)  # 最も濃い 0.1 % の境。1 つの黒い点には左右されない
-    if darkest < MIN_DARKNESS:
+    if darkest < 0.1:
         raise ValueError("何も書かれていないように見える。もっと濃く書く")
-    return (darkness > THRESHOLD * darkest).float()
+    threshold = 0.45 * darkest
+    return (darkness > threshold).float()
 
 
 # %% 第 4 段: 数字を選ぶ
-COARSE = 4  # かたまりは、1/4 に縮めて調べる
-JOIN = 7  # この幅に太らせてつながる線は、1 つの数字とみなす（縮めた画素、奇数）
-
-
 def connected_components(mask):
     """0 か 1 の (1, 1, h, w) の、つながった 1 の画素に同じ番号を付ける。0 の画素は 0 のまま。"""
     labels = mask * torch.arange(1, mask.numel() + 1).view_as(mask)  # 初めは、どの画素も違う番号
@@ -141,8 +128,8 @@ def connected_components(mask):
 
 def choose_digit(ink):
     """線 (1, 1, H, W) のかたまりのうち、大きくて中央に近い 1 つだけを残す。"""
-    coarse = F.max_pool2d(ink, COARSE, ceil_mode=True)  # (1, 1, h, w)
-    labels = connected_components(dilate(coarse, JOIN))
+    coarse = F.max_pool2d(ink, 4, ceil_mode=True)  # (1, 1, H/4, W/4)
+    labels = connected_components(dilate(coarse, 9))  # 太らせてから分けるので、小さな切れ目はつながる
     height, width = coarse.shape[2:]
     centrality = torch.outer(torch.bartlett_window(height), torch.bartlett_window(width))  # 中央で 1、縁で 0
     scores = torch.bincount(labels.long().flatten(), weights=(coarse * centrality).flatten())  # 番号 -> 合計
@@ -151,22 +138,21 @@ def choose_digit(ink):
 
 
 # %% 第 5 段: 20×20 に収める
-FIT = 20  # MNIST の数字が収まる正方形の一辺（画素）
 THICKNESS = 1.5  # 縮めた後の線の太さの下限（画素）。測ると MNIST の線の 9 割は 1.3 から 3.1 である
 
 
 def fit(digit):
-    """数字 (1, 1, H, W) を切り出し、細ければ太らせ、縦横の比を保って縮める。長い辺は FIT 画素。"""
+    """数字 (1, 1, H, W) を切り出し、細ければ太らせ、縦横の比を保って縮める。長い辺は 20 画素。"""
     rows, columns = digit[0, 0].nonzero(as_tuple=True)
     digit = digit[..., rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
     digit = F.pad(digit, [1] * 4)
     outline = dilate(digit, 3) - digit  # 数字を囲む 1 画素の線。線の両側にあるので、長さは線の約 2 倍
     thickness = digit.sum() / (outline.sum() / 2)  # 太さ = 面積 ÷ 長さ
-    wanted = THICKNESS * max(digit.shape) / FIT  # 縮めると THICKNESS になる太さ
+    wanted = THICKNESS * max(digit.shape) / 20  # 縮めると THICKNESS になる太さ
     grow = max(0, round((wanted - thickness).item() / 2))  # 両側に、これだけ太らせる
     digit = dilate(F.pad(digit, [grow] * 4), 2 * grow + 1)
     height, width = digit.shape[2:]
-    scale = FIT / max(height, width)
+    scale = 20 / max(height, width)
     size = round(scale * height), round(scale * width)
     return F.interpolate(digit, size, mode="bilinear", antialias=True).clamp(0, 1)
 
@@ -184,6 +170,7 @@ def center_of_mass(digit):
     return F.pad(digit, [left, 28 - width - left, top, 28 - height - top])
 
 
+# %% 写真を読む
 def prepare(gray):
     """明るさ (1, 1, H, W) から、6 つの段の画像のリスト。最後が (1, 1, 28, 28)。"""
     flat = flatten(gray)
@@ -193,11 +180,9 @@ def prepare(gray):
     return [gray, flat, ink, digit, small, center_of_mass(small)]
 
 
-# %% 写真を読む
 paths = []
 for name in args.files:
     paths += sorted(glob.glob(name)) if "*" in name else [name]  # Windows の端末は *.jpg を展開しない
-
 results = []  # 写真ごとの (6 つの段の画像, 10 個の数字の確率)
 for path in paths:
     try:
@@ -230,20 +215,17 @@ for name, images in [("shrunk to 28x28", shrunk), ("all six stages", restored)]:
 
 # %% 図
 TITLES = ["gray", "flat", "ink", "digit", "fit in 20×20", "28×28"]
-COLORMAPS = ["gray", "gray", "gray_r", "gray_r", "gray_r", "gray_r"]  # 第 3 段からは、線が 1 である
 n_rows = min(len(results), 10)
-figsize = (11, 1.45 * n_rows + 0.3)  # インチ
-fig, grid = plt.subplots(n_rows, 7, figsize=figsize, layout="constrained", squeeze=False)
+fig, grid = plt.subplots(n_rows, 7, figsize=(11, 1.6 * n_rows), layout="constrained", squeeze=False)
 for row, (stages, probabilities) in zip(grid, results):
-    for axes, stage, colormap in zip(row, stages, COLORMAPS):
+    for axes, stage, title in zip(row, stages, TITLES):
+        colormap = "gray" if title in ("gray", "flat") else "gray_r"  # 第 3 段からは、線が 1 である
         axes.imshow(stage[0, 0].numpy(), cmap=colormap, vmin=0, vmax=1)
-        axes.set(xticks=[], yticks=[])
+        axes.set(xticks=[], yticks=[], title=title)
     answer = probabilities.argmax().item()
     bars = row[6].bar(range(10), probabilities.numpy(), color="#0072B2")
     bars[answer].set_color("#D55E00")
     row[6].set(xticks=range(10), yticks=[0, 1], ylim=(0, 1), title=f"read as {answer}")
-for axes, title in zip(grid[0], TITLES):
-    axes.set_title(title)
 PICTURE.parent.mkdir(exist_ok=True)
 fig.savefig(PICTURE)
 print(f"saved: images/{PICTURE.name}")

@@ -100,7 +100,7 @@ def test_addition_looks_at_the_digits_it_adds(run):
     lesson = run("minllm_addition")
     torch.testing.assert_close(lesson.attention.sum(dim=3), torch.ones(len(lesson.held_out), 4, 8))
     hundreds, tens, ones = lesson.mean_attention[:, 5:].mean(dim=0)
-    assert ones[[1, 4]].sum() > 0.6 and ones[[0, 3]].sum() < 0.02
+    assert ones[[1, 4]].sum() > 0.5 and ones[[0, 3]].sum() < 0.02
     for row in (hundreds, tens):
         assert row[[0, 3]].sum() > row[[1, 4]].sum()
     for position, axes in zip([5, 6, 7], drawn_images(lesson.fig)):

@@ -63,33 +63,3 @@ def test_random_labels_are_memorized_and_teach_no_rule(run, seed):
     np.testing.assert_array_equal(points.get_ydata(), lesson.change.flatten())
     np.testing.assert_array_equal(accuracy_axes.lines[0].get_ydata(), lesson.accuracies)
     np.testing.assert_array_equal(accuracy_axes.lines[1].get_ydata(), lesson.new_accuracies)
-
-
-# mnist_errors.py
-
-
-@pytest.mark.parametrize("model_type", ["mlp", "cnn"])
-def test_errors_counts_every_image_and_shows_the_most_confident(run, model_type):
-    lesson = run("mnist_errors", "-m", model_type)
-    images, labels = read_mnist("t10k")
-    predictions, probabilities = lesson.predictions.numpy(), lesson.probabilities.numpy()
-    expected = np.zeros((10, 10), int)
-    np.add.at(expected, (labels, predictions), 1)
-    for digit in range(10):
-        assert f"{digit:4d} " + " ".join(f"{count:4d}" for count in expected[digit]) in lesson.stdout
-    wrong = np.flatnonzero(predictions != labels)
-    assert f"sum of the diagonal: {10_000 - len(wrong)}  sum of the rest: {len(wrong)}" in lesson.stdout
-    assert f"images/mnist_errors_{model_type}.png" in lesson.changed
-    most_confident = sorted(wrong, key=lambda i: -probabilities[i])[:12]
-    assert lesson.most_confident == most_confident
-    assert f"Correct: {10_000 - len(wrong)}  Incorrect: {len(wrong)}" in lesson.stdout
-
-    matrix_axes, *drawn = drawn_images(lesson.fig)
-    colors = matrix_axes.images[0].get_array()
-    assert np.trace(colors) == 0 and colors.sum() == len(wrong)  # 対角が、読み違いの濃淡を消さない
-    texts = {tuple(map(int, text.get_position())): int(text.get_text()) for text in matrix_axes.texts}
-    assert texts == {(j, i): expected[i, j] for i, j in np.argwhere(expected)}
-    assert len(drawn) == 12
-    for i, axes in zip(most_confident, drawn):
-        np.testing.assert_allclose(axes.images[0].get_array(), images[i] / np.float32(255))
-        assert axes.get_title().startswith(f"#{i} true {labels[i]}\npredicted {predictions[i]} ")

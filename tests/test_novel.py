@@ -108,8 +108,10 @@ def test_counted_probabilities(run):
     singles, pairs = Counter(ids), Counter(zip(ids, ids[1:]))
 
     def loss(weight):
-        chances = [(pairs[a, b] + weight * (singles[b] + 1) / (len(ids) + lesson.V)) / (singles[a] + weight)
-                   for a, b in zip(held_out, held_out[1:])]
+        chances = [
+            (pairs[a, b] + weight * (singles[b] + 1) / (len(ids) + lesson.V)) / (singles[a] + weight)
+            for a, b in zip(held_out, held_out[1:])
+        ]
         return -sum(map(math.log, chances)) / len(chances)
 
     assert lesson.baselines["count after 1"] == pytest.approx(loss(40), abs=1e-3)
@@ -120,10 +122,14 @@ def test_held_out_part_is_never_trained_on(run):
     lesson = run("minllm_novel")
     assert lesson.train_text + lesson.held_out_text == lesson.novel == run("minllm_tokenizer").novel
     assert len(lesson.held_out) == pytest.approx(0.05 * len(lesson.novel), abs=1)
-    assert set(lesson.characters) == {"〓"} | {c for c, count in Counter(lesson.train_text).items() if count >= 3}
+    assert set(lesson.characters) == {"〓"} | {
+        c for c, count in Counter(lesson.train_text).items() if count >= 3
+    }
     length = lesson.config.block_size
     assert lesson.train_windows.shape == ((len(lesson.train_data) - 1) // length, length + 1)
-    assert torch.equal(lesson.train_windows[:, :-1].flatten(), lesson.train_data[: len(lesson.train_windows) * length])
+    assert torch.equal(
+        lesson.train_windows[:, :-1].flatten(), lesson.train_data[: len(lesson.train_windows) * length]
+    )
     assert lesson.steps * lesson.BATCH_SIZE >= lesson.EPOCHS * len(lesson.train_windows)
 
 
@@ -211,7 +217,10 @@ def test_shipped_weights_are_plain():
 
 
 def test_temperature_zero_is_the_likeliest(run):
-    first, second = run("minllm_write", "-t", "0", "-n", "60"), run("minllm_write", "-t", "0", "-n", "60", SEED=1)
+    first, second = (
+        run("minllm_write", "-t", "0", "-n", "60"),
+        run("minllm_write", "-t", "0", "-n", "60", SEED=1),
+    )
     assert first.written == second.written
     logits = first.model(first.idx[:, :3])[0, -1]
     assert first.characters[logits.argmax()] == first.written[0]
@@ -269,9 +278,21 @@ def test_the_longest_run_is_found(run):
     assert lesson.train_text + lesson.held_out_text == run("minllm_tokenizer").novel
 
 
-@pytest.mark.parametrize("option, value", [
-    ("--prompt", ""), ("--temperature", "-1"), ("--temperature", "1e-9"), ("--temperature", "nan"), ("--top-k", "0"),
-    ("--count", "0"), ("--count", "1001"), ("--top-p", "0"), ("--top-p", "1.1"), ("--top-p", "nan")])
+@pytest.mark.parametrize(
+    "option, value",
+    [
+        ("--prompt", ""),
+        ("--temperature", "-1"),
+        ("--temperature", "1e-9"),
+        ("--temperature", "nan"),
+        ("--top-k", "0"),
+        ("--count", "0"),
+        ("--count", "1001"),
+        ("--top-p", "0"),
+        ("--top-p", "1.1"),
+        ("--top-p", "nan"),
+    ],
+)
 def test_write_refuses(refuse, option, value):
     message = refuse("minllm_write", option, value)
     assert message.startswith(option) and message.count("\n") == 1
