@@ -1,16 +1,18 @@
 """GPT-2 の部品を、今の LLM（Llama や Qwen）の部品に取り替え、同じ小説をどこまで予測できるかを比べる。
 
-minllm_novel.py との違い: LayerNorm が RMSNorm に、位置の埋め込みが RoPE に、GELU の MLP が SwiGLU に替わる。
-key と value のヘッドは、query のヘッドの半分になる。バイアスはない。小説、held-out、更新の回数は変えない。
+前のレッスン（minllm_write.py）との違い: minllm_novel.py の訓練に戻り、LayerNorm を RMSNorm に、位置の
+埋め込みを RoPE に、GELU の MLP を SwiGLU に替える。key と value のヘッドを半分にし、バイアスをなくす。
+小説と訓練の方法は変えない。
 
 実行: python minllm_llama.py（2 コアの CPU で約 50 秒）
 結果:
-    score of positions 5 and 3: 1.8408, of 15 and 13: 1.8408, of 6 and 3: 2.1929
+    score of (1, 0) at positions 5 and 3: -0.4161, at 15 and 13: -0.4161, cos 2 = -0.4161
     524496 parameters
     step 1192 train 3.015 held-out 3.421
 試してみよう:
     - EPOCHS を 1 にすると、held-out の損失はいくつか。さらに rotate の 2 行を消すと、いくつになるか。
-    - num_key_value_heads を 4 や 1 にすると、1 文字あたりの key と value は、いくつの数になるか。
+    - EPOCHS = 1 のまま SwiGLU を GELU に戻すと、RoPE を消したときより大きな差になるか。
+    - num_key_value_heads を 1 にすると、トークンごとの key と value は何個の数になり、損失はいくつになるか。
 解説: minllm_llama.md
 """
 
@@ -30,26 +32,25 @@ from torch import nn
 SEED = 0
 EPOCHS = 4
 BATCH_SIZE = 16  # 1 回の更新に使うウィンドウの数
-BLOCK_SIZE = 64  # ウィンドウの長さ。RoPE には位置の表がないので、モデルの大きさは、この長さによらない
+BLOCK_SIZE = 64  # ウィンドウの長さ。RoPE に位置の表はないので、モデルの大きさはこの長さによらない
 LEARNING_RATE = 5e-3  # 学習率の最大値
 MIN_COUNT = 3  # これより少ない回数しか出ない文字は、まとめて 〓 で表す
-NOVEL_LOSS = 3.602  # minllm_novel.py の GPT-2 形のモデルの、held-out の損失
+NOVEL_LOSS = 3.602  # minllm_novel.py の GPT の、held-out の損失
 HERE = Path(__file__).resolve().parent
 WEIGHTS = HERE / "minllm_llama.pth"
 PICTURE = HERE.parent / "images" / "minllm_llama.png"
-
 device = torch.device(
     "mps" if torch.backends.mps.is_available() else "cuda" if torch.cuda.is_available() else "cpu"
 )
 print(f"device: {device}")
 torch.manual_seed(SEED)
 
-# %% RMSNorm（平均を引かず、2 乗の平均の平方根で割る）
+# %% RMSNorm（平均を引かず、2 乗の平均の平方根で割る。出典: https://arxiv.org/abs/1910.07467）
 x = torch.tensor([3.0, 4.0])
 root_mean_square = x.pow(2).mean().sqrt()  # √((9 + 16) / 2) = 3.5355
 by_hand = x / root_mean_square
 layer_norm = F.layer_norm(x, x.shape)  # 平均 3.5 を引き、標準偏差 0.5 で割る
-print(f"RMSNorm of (3, 4): ({by_hand[0]:.4f}, {by_hand[1]:.4f})", end="  ")
+print(f"RMSNorm of (3, 4): ({by_hand[0]:.4f}, {by_hand[1]:.4f})", end=", ")
 print(f"LayerNorm: ({layer_norm[0]:.4f}, {layer_norm[1]:.4f})")
 print(f"nn.RMSNorm gives the same: {torch.allclose(by_hand, nn.RMSNorm(2)(x))}")
 
@@ -61,7 +62,7 @@ def rotate(x, positions, theta):
     要素 i と要素 i + half を、平面の横と縦とみなす。位置が 1 進むと、theta ** (-i / half) ラジアン回る。
     """
     half = x.shape[-1] // 2
-    speeds = theta ** (-torch.arange(half, device=x.device) / half)  # 1 文字ごとの角度: (half,)
+    speeds = theta ** (-torch.arange(half, device=x.device) / half)  # 1 つ進むごとの角度: (half,)
     angles = positions[:, None] * speeds  # (T, 1) * (half,) -> (T, half)
     cos, sin = angles.cos(), angles.sin()
     left, right = x[..., :half], x[..., half:]  # (…, T, half) が 2 つ
@@ -69,19 +70,24 @@ def rotate(x, positions, theta):
 
 
 positions = torch.arange(40)
-turned = rotate(torch.tensor([1.0, 0.0]).expand(40, 2), positions, 10_000)  # (40, 2)
+turned = rotate(torch.tensor([1.0, 0.0]).expand(40, 2), positions, 10_000)  # 40 か所に置いた (1, 0): (40, 2)
+scores = turned @ turned.T  # (40, 40)、行が query の位置、列が key の位置
 print(f"RoPE turns (1, 0) at position 1 to ({turned[1, 0]:.4f}, {turned[1, 1]:.4f})")
+print(f"score of (1, 0) at positions 5 and 3: {scores[5, 3]:.4f}", end=", ")
+print(f"at 15 and 13: {scores[15, 13]:.4f}, cos 2 = {math.cos(2):.4f}")
 
-# %% 確かめる: スコア（query と key の内積）は、2 つの位置の差だけで決まる
-query, key = torch.randn(2, 8)  # head_size が 8 の query と key を、40 か所に置く
+# %% 確かめる: でたらめな query と key でも、スコアは 2 つの位置の差だけで決まる
+query, key = torch.randn(2, 8)  # 長さ 8 なので、4 つの平面で、別々の速さで回る
 queries = rotate(query.expand(40, 8), positions, 10_000)  # (40, 8)
 keys = rotate(key.expand(40, 8), positions, 10_000)
-scores = queries @ keys.T  # (40, 40)、[query の位置, key の位置]
-print(f"score of positions 5 and 3: {scores[5, 3]:.4f}, of 15 and 13: {scores[15, 13]:.4f}", end=", ")
-print(f"of 6 and 3: {scores[6, 3]:.4f}")
+scores = queries @ keys.T  # (40, 40)
+difference = (scores[10:, 10:] - scores[:30, :30]).abs().max().item()  # 両方の位置を 10 ずらす
+print(
+    f"random query and key, all positions shifted by 10: largest difference below 1e-4: {difference < 1e-4}"
+)
 
 
-# %% モデル（名前は、公開されている Llama の重みのファイルと同じ）
+# %% モデル（部品の名前は、公開されている Llama の重みのファイルと同じ）
 @dataclass
 class LlamaConfig:
     vocab_size: int
@@ -115,9 +121,8 @@ class LlamaAttention(nn.Module):
         positions = torch.arange(T, device=x.device)
         query = rotate(query, positions, self.rope_theta)
         key = rotate(key, positions, self.rope_theta)
-        key = key.repeat_interleave(
-            self.queries_per_key, dim=1
-        )  # (B, 2, T, head_size) -> (B, 4, T, head_size)
+        # GQA: 1 つの key と value を、2 つの query が使う: (B, 2, T, head_size) -> (B, 4, T, head_size)
+        key = key.repeat_interleave(self.queries_per_key, dim=1)
         value = value.repeat_interleave(self.queries_per_key, dim=1)
         x = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         x = x.transpose(1, 2).reshape(B, T, C)  # (B, 4, T, head_size) -> (B, T, hidden_size)
@@ -203,12 +208,17 @@ held_out_windows = data[train_size:].unfold(0, BLOCK_SIZE + 1, BLOCK_SIZE).to(de
 # %% 大きさ
 config = LlamaConfig(vocab_size=len(characters))
 model = LlamaForCausalLM(config).to(device)
-gelu_size = 2 * config.hidden_size * 4 * config.hidden_size  # c_fc と c_proj
-swiglu_size = 3 * config.hidden_size * config.intermediate_size  # gate_proj と up_proj と down_proj
-print(f"weights of an MLP: {gelu_size} for GELU, {swiglu_size} for SwiGLU")
+gelu_size = 2 * config.hidden_size * 4 * config.hidden_size  # 112 を 448 に広げ、112 に戻す
+mlp_size = sum(weight.numel() for weight in model.model.layers[0].mlp.parameters())
+print(f"weights of an MLP: {mlp_size}, of an MLP with GELU: {gelu_size}")
 attention = model.model.layers[0].self_attn
+shared = torch.arange(config.num_key_value_heads).repeat_interleave(attention.queries_per_key)
+print("query heads", *range(config.num_attention_heads), "use key and value heads", *shared.tolist())
 kv_numbers = attention.k_proj.out_features + attention.v_proj.out_features
 print(f"numbers in the key and value of a token, in one layer: {kv_numbers}")
+for name, weight in model.state_dict().items():
+    if "layers.1" not in name:  # 層 1 は、層 0 と同じ形である
+        print(f"{name:46s} {tuple(weight.shape)}")
 print(f"{sum(parameter.numel() for parameter in model.parameters())} parameters")
 
 # %% 訓練（minllm_novel.py と同じ）
@@ -227,7 +237,7 @@ def evaluate(windows):
 step = 0
 shown_steps, train_losses, held_out_losses = [], [], []
 for epoch in range(EPOCHS):
-    for batch in torch.randperm(len(train_windows)).split(BATCH_SIZE):  # ウィンドウの番号 (B,)
+    for batch in torch.randperm(len(train_windows)).split(BATCH_SIZE):  # batch はウィンドウの番号 (B,)
         windows = train_windows[batch]  # (B, T + 1)
         logits = model(windows[:, :-1])  # (B, T) -> (B, T, V)
         loss = F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
@@ -238,45 +248,46 @@ for epoch in range(EPOCHS):
         scheduler.step()
 
         step += 1
-        if step == 1 or step % 100 == 0 or step == steps:
+        if step == 1 or step % 149 == 0:  # 149 回で、小説を半周する
+            train_loss = evaluate(train_windows[: len(held_out_windows)])  # held-out と同じ個数で測る
+            held_out_loss = evaluate(held_out_windows)
             shown_steps.append(step)
-            train_losses.append(evaluate(train_windows[: len(held_out_windows)]))
-            held_out_losses.append(evaluate(held_out_windows))
-            print(f"step {step} train {train_losses[-1]:.3f} held-out {held_out_losses[-1]:.3f}", flush=True)
+            train_losses.append(train_loss)
+            held_out_losses.append(held_out_loss)
+            print(f"step {step} train {train_loss:.3f} held-out {held_out_loss:.3f}", flush=True)
 
-# %% 確かめる: 最後の文字を変えても、それより前の位置のロジットは変わらない
-changed = held_out_windows[:1].clone()
-changed[0, -1] = 0
+# %% 確かめる: 最後の文字を変えても、それより前のロジットは変わらない
+window = held_out_windows[:1]  # (1, T)
+changed = window.clone()
+changed[0, -1] = 0  # 〓 にする
 with torch.no_grad():
-    difference = (model(changed) - model(held_out_windows[:1])).abs().amax(dim=2)[0]  # (T + 1,)
-unchanged = (difference[:-1] < 1e-5).all().item()
-last_unchanged = difference[-1].item() < 1e-5
-print(f"a changed last character: the logits before it stay: {unchanged}, its own stay: {last_unchanged}")
+    changes = (model(changed) - model(window)).abs().amax(dim=2)[0]  # 位置ごとの、最も大きな変化: (T,)
+before, last = changes[:-1].max().item(), changes[-1].item()
+print(f"change the last character: the logits before it stay within 1e-5: {before < 1e-5}", end=", ")
+print(f"its own: {last < 1e-5}")
 
-# %% 保存
-saved = {"characters": characters, "config": vars(config), "state_dict": model.state_dict()}
+# %% 保存（隣に書き終えてから置き換えるので、途中で止めても前の重みは壊れない）
+state_dict = model.cpu().state_dict()
+saved = {"characters": characters, "config": vars(config), "state_dict": state_dict}
 torch.save(saved, f"{WEIGHTS}.tmp")
-os.replace(f"{WEIGHTS}.tmp", WEIGHTS)  # 書き終えてから置き換えるので、途中で止めても前の重みは壊れない
-print(f"saved: {WEIGHTS.name}")
+os.replace(f"{WEIGHTS}.tmp", WEIGHTS)
+print(f"saved: {WEIGHTS}")
 
 # %% 図
 fig, (score_axes, loss_axes) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-distances = torch.arange(21)
-score_axes.plot(
-    distances, scores[distances, 0], "o", color="#0072B2", markersize=9, label="key at position 0"
-)
-score_axes.plot(distances, scores[distances + 10, 10], "x", color="#D55E00", label="key at position 10")
-score_axes.set(
-    xlabel="distance between query and key", ylabel="score", title="RoPE: only the distance counts"
-)
+distances = torch.arange(30)
+score_axes.plot(distances, scores[:30, 0], "o", color="#0072B2", markersize=9, label="key at position 0")
+score_axes.plot(distances, scores[10:, 10], "x", color="#E69F00", label="key at position 10")
+score_axes.set(xlabel="position of query - position of key", ylabel="score")
+score_axes.set_title("RoPE: the distance alone counts")
 score_axes.legend()
-loss_axes.axhline(NOVEL_LOSS, color="#D55E00", linestyle="--", label=f"GPT-2 form, held-out {NOVEL_LOSS:.2f}")
+loss_axes.axhline(NOVEL_LOSS, color="#D55E00", linestyle="--", label="GPT-2 form, held-out, after all steps")
 loss_axes.plot(shown_steps, train_losses, color="#56B4E9", label="Llama form, training part")
 loss_axes.plot(
     shown_steps, held_out_losses, "o-", color="#0072B2", markersize=4, label="Llama form, held-out"
 )
 loss_axes.set(xlabel="step", ylabel="loss (nats per character)", ylim=(2.9, 5.2))
-loss_axes.set_title(f"The same novel and steps: {held_out_losses[-1]:.2f}")
+loss_axes.set_title(f"The same novel: {NOVEL_LOSS:.2f} becomes {held_out_loss:.2f}")
 loss_axes.legend()
 PICTURE.parent.mkdir(exist_ok=True)
 fig.savefig(PICTURE)

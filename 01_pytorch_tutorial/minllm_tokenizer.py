@@ -73,12 +73,11 @@ for new in range(256, 256 + NUM_MERGES):
     ids = merge(ids, left, right, new)
     merges[left, right] = new
     vocabulary.append(vocabulary[left] + vocabulary[right])
-    chars_per_token.append(len(text) / len(ids))
+    ratio = len(text) / len(ids)
+    chars_per_token.append(ratio)
     if len(merges) in (1, 10, 100, NUM_MERGES):
         count = counts[left, right]
-        print(
-            f"merges {len(merges)}  count {count}  characters per token {chars_per_token[-1]:.2f}", flush=True
-        )
+        print(f"merges {len(merges)}  count {count}  characters per token {ratio:.2f}", flush=True)
 
 
 # %% 符号化と復号
@@ -125,9 +124,8 @@ print(f"encode('{word}') = {encode(word)}, the same: {encode(word) == ids}, deco
 unseen = novel[-10_000:]
 ids = encode(unseen)
 print(f"decode(encode(unseen)) == unseen: {decode(ids) == unseen}")
-print(
-    f"unseen: {len(unseen)} characters, {len(ids)} tokens, {len(unseen) / len(ids):.2f} characters per token"
-)
+ratio = len(unseen) / len(ids)
+print(f"unseen: {len(unseen)} characters, {len(ids)} tokens, {ratio:.2f} characters per token")
 
 # %% 日本語と英語と絵文字
 SENTENCES = ["吾輩は猫である。名前はまだ無い。", "I am a cat. As yet I have no name.", "猫😺"]

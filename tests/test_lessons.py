@@ -61,11 +61,12 @@ def test_only_the_promised_packages_are_used(path):
 # 同じ名前のモデル
 
 # 小説の GPT は注意を PyTorch に任せ、lm_head と wte が重みを共有する
-VARIANTS = {
-    (name, kind): "novel"
-    for name in ("minllm_novel", "minllm_write")
-    for kind in ("CausalSelfAttention", "GPT")
-}
+# minllm_cache の Llama は、キャッシュを受け取る
+VARIANTS = {}
+for name in ("minllm_novel", "minllm_write", "minllm_quantize"):
+    VARIANTS |= {(name, "CausalSelfAttention"): "novel", (name, "GPT"): "novel"}
+for kind in ("LlamaAttention", "LlamaDecoderLayer", "LlamaModel", "LlamaForCausalLM"):
+    VARIANTS["minllm_cache", kind] = "cache"
 
 
 def code_of(node):

@@ -82,7 +82,11 @@ def test_addition_never_trains_on_the_mirror_of_a_held_out_sum(run, seed):
 def test_addition_trains_on_the_answers_alone(run):
     lesson = run("minllm_addition", STEPS=20)
     assert lesson.losses[0] == pytest.approx(math.log(12), abs=0.2)  # 学ぶ前は当てずっぽう
-    assert lesson.answers.equal(lesson.sums[:, 6:]) and lesson.answer_logits.shape == (lesson.BATCH_SIZE, 3, 12)
+    assert lesson.answers.equal(lesson.sums[:, 6:]) and lesson.answer_logits.shape == (
+        lesson.BATCH_SIZE,
+        3,
+        12,
+    )
 
 
 def test_addition_states_the_probability_of_each_character(run):
@@ -105,7 +109,10 @@ def test_addition_looks_at_the_digits_it_adds(run):
         assert row[[0, 3]].sum() > row[[1, 4]].sum()
     for position, axes in zip([5, 6, 7], drawn_images(lesson.fig)):
         np.testing.assert_allclose(axes.images[0].get_array(), lesson.mean_attention[:, position])
-        framed = [round(patch.get_path().get_extents(patch.get_patch_transform()).x0 + 0.5) for patch in axes.patches]
+        framed = [
+            round(patch.get_path().get_extents(patch.get_patch_transform()).x0 + 0.5)
+            for patch in axes.patches
+        ]
         assert framed == ([1, 4] if axes.get_title() == "writing the ones" else [0, 3])
 
 

@@ -4,8 +4,9 @@ import re
 
 import numpy as np
 import torch
-from conftest import ROOT, drawn_images, read_mnist
 from numpy.lib.stride_tricks import sliding_window_view
+
+from conftest import ROOT, drawn_images, read_mnist
 
 
 def convolved(images, weights):

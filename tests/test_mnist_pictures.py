@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from conftest import drawn_images, read_mnist
 
 # mnistview.py と mnistview100.py

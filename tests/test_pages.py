@@ -23,8 +23,11 @@ OWN_PROCESSES = "mnist_ddp"  # いくつものプロセスで動くので、test
 TOLERANCES = {
     "learn_overfitting": {"": (0.5, 0.03)},
     "minllm_heads": {"": (3.5, 0)},
-    "minllm_addition": {"": (1, 0.2), "step": (60, 0.8)},
+    "minllm_addition": {"": (6, 0.1), "step": (15, 0.7), "to write": (1, 0.7)},
     "minllm_novel": {"": (1, 0.02)},
+    "minllm_llama": {"": (1, 0.02)},
+    "minllm_cache": {"": (1, 0.02)},
+    "minllm_scaling": {"": (1, 0.02)},
     "mnist": {"": (0.2, 0.1)},
     "mnist_recipe": {"": (0.4, 0.1)},
     "mnist_ddp": {"": (0.15, 0.1), "largest difference between the weights": (0, 0.7)},
@@ -70,6 +73,8 @@ def distance(quoted, printed, name):
     for mine, other in zip(NUMBER.finditer(quoted), NUMBER.finditer(printed)):
         a, b = float(mine[0]), float(other[0])
         last_digit = 10.0 ** -len(mine[0].partition(".")[2])
+        if re.match(r" (ms|s|times)\b", quoted[mine.end() :]):  # 計算の時間は、マシンによって何倍も違う
+            continue
         is_percentage = quoted[mine.end() :].lstrip().startswith("%")
         allowed = max(points, last_digit) if is_percentage else share * abs(a) + last_digit
         worst = max(worst, abs(a - b) / (allowed * (1 + 1e-9)))
