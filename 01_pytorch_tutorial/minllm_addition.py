@@ -40,7 +40,7 @@ LEARNING_RATE = 3e-3  # 学習率の最大値
 PICTURE = Path(__file__).resolve().parent.parent / "images" / "minllm_addition.png"
 if hasattr(sys.stdout, "reconfigure"):  # Jupyter の stdout にはない
     sys.stdout.reconfigure(errors="replace")  # 端末が表せない文字は ? になる
-parser = argparse.ArgumentParser(description="ミニ GPT に足し算を覚えさせる")
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("-q", "--question", action="append", default=["47+85"], help="加える足し算（何度でも）")
 args = parser.parse_args()  # セルごとに実行するときは parse_args([]) とする
 for question in args.question:

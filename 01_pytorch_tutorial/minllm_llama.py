@@ -10,9 +10,9 @@
     524496 parameters
     step 1192 train 3.015 held-out 3.421
 試してみよう:
-    - EPOCHS を 1 にすると、held-out の損失はいくつか。さらに rotate の 2 行を消すと、いくつになるか。
-    - EPOCHS = 1 のまま SwiGLU を GELU に戻すと、RoPE を消したときより大きな差になるか。
-    - num_key_value_heads を 1 にすると、トークンごとの key と value は何個の数になり、損失はいくつになるか。
+    - range(EPOCHS) を range(1) にして 1 周で止めると、損失はいくつか。さらに rotate の 2 行を消すとどうか。
+    - 1 周で止めるまま SwiGLU を GELU に戻すと、RoPE を消したときより大きな差になるか。
+    - 1 周で止めるまま num_key_value_heads を 1 にすると、key と value は何個の数になり、損失はいくつか。
 解説: minllm_llama.md
 """
 

@@ -27,7 +27,6 @@ TOLERANCES = {
     "minllm_novel": {"": (1, 0.02)},
     "minllm_llama": {"": (1, 0.02)},
     "minllm_cache": {"": (1, 0.02)},
-    "minllm_scaling": {"": (1, 0.02)},
     "mnist": {"": (0.2, 0.1)},
     "mnist_recipe": {"": (0.4, 0.1)},
     "mnist_ddp": {"": (0.15, 0.1), "largest difference between the weights": (0, 0.7)},
