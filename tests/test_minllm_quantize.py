@@ -62,5 +62,7 @@ def test_the_picture_shows_the_losses_and_the_integers(run):
     for line, grouping in zip(left.lines, GROUPINGS):
         assert line.get_ydata().tolist() == [lesson.losses[bits, grouping] for bits in BITS]
     heights = [bar.get_height() for bar in right.patches]
-    zeros = [100 * (lesson.integers_of[4, grouping] == 0).float().mean() for grouping in ("matrix", "group")]
+    zeros = [
+        100 * (lesson.integers_of[4, grouping] == 0).float().mean().item() for grouping in ("matrix", "group")
+    ]
     assert len(heights) == 30 and [heights[7], heights[22]] == pytest.approx(zeros, abs=1e-3)

@@ -50,6 +50,7 @@ class Copy:
         env = {
             **os.environ,
             "PYTHONIOENCODING": "utf-8",
+            "PYTHONUNBUFFERED": "1",
             "CUDA_VISIBLE_DEVICES": "",
             "OMP_NUM_THREADS": "1",
             **env,
@@ -88,13 +89,15 @@ def test_the_real_run_prints_what_the_page_and_the_docstring_quote(tmp_path):
 )
 def test_an_experiment_gives_its_answer(answer, tmp_path):
     (_, diff), (_, output) = blocks_of(answer)
-    process = Copy(tmp_path, source=apply(diff, text_of(LESSON))).start()
+    source = apply(diff, text_of(LESSON))
+    num_processes = re.search(r"^NUM_PROCESSES = (\d+)", source, re.M)[1]
+    process = Copy(tmp_path, source).start(*ONE_MACHINE, "--nproc-per-node", num_processes)
     printed, quoted = [], output.splitlines()
     for line in process.stdout:
         printed.append(line.rstrip())
         if printed[-1].startswith(quoted[-1][:30]):  # 答えの行が出れば、残りの訓練は待たない
             break
-    process.terminate()
+    process.terminate()  # torchrun は、自分のプロセスをすべて終わらせる
     process.communicate(timeout=60)
     check(quoted, printed, "mnist_ddp")
 
