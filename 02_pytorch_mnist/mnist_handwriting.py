@@ -2,13 +2,14 @@
 
 前のレッスン（mnist_recipe.py）との違い: 訓練しない。自分の写真を、訓練に使った画像に似せる（前処理）。
 
-実行: python mnist_handwriting.py 写真.jpg …（省くと images/digits の見本 5 枚。2 コアの CPU で約 8 秒）
+実行: python mnist_handwriting.py 写真.jpg …（2 コアの CPU で約 6 秒。写真を省くと見本の 5 枚）
 結果:
     marker_7.png: read as 7 (100.0%)
     pen_3.png: read as 3 (100.0%)
 試してみよう:
     - THICKNESS を 0 にすると、細い線の pen_3.png の確率は何 % になるか。
     - 28×28 の左上に寄せると、5 枚のうち何枚が外れるか。
+    - 紙の明るさを 1 つの数にすると、影のある写真はどうなるか。
 解説: mnist_handwriting.md
 """
 

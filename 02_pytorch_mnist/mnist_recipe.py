@@ -48,9 +48,8 @@ validation_images, validation_labels = all_images[validation], all_labels[valida
 train_images, train_labels = all_images[rest], all_labels[rest]
 test_images = (test_set.data.unsqueeze(1) / 255).to(device)
 test_labels = test_set.targets.to(device)
-print(
-    f"data: {len(train_images)} training, {len(validation_images)} validation, {len(test_images)} test images"
-)
+num_test = len(test_images)
+print(f"data: {len(train_images)} training, {len(validation_images)} validation, {num_test} test images")
 
 
 # %% 訓練
@@ -136,7 +135,7 @@ for _ in range(1000):
     guesses = torch.randint(10, (len(validation_labels),))
     correct = (guesses == validation_labels.cpu()).float().mean().item()
     luckiest = max(luckiest, 100 * correct)
-guesses = torch.randint(10, (len(test_labels),))
+guesses = torch.randint(10, (len(test_labels),))  # 選ばれたモデルも、テスト画像にはでたらめに答える
 on_test = 100 * (guesses == test_labels.cpu()).float().mean().item()
 print(f"best of 1000 guessers: validation {luckiest:.2f}%, the same one on the test images {on_test:.2f}%")
 
@@ -154,9 +153,8 @@ for name, color in zip(curves, ["#D55E00", "#0072B2", "#009E73"]):  # 初めの 
     means = [part.mean().item() for part in parts]
     epochs = [EPOCHS * i / len(parts) for i in range(len(parts))]
     loss_axes.plot(epochs, means, color=color, label=name)
-loss_axes.set(
-    xlabel="epoch", ylabel="training loss", yscale="log", title="Large rate: fast. Small rate: settles"
-)
+loss_axes.set(xlabel="epoch", ylabel="training loss", yscale="log")
+loss_axes.set_title("Large rate: fast. Small rate: settles")
 loss_axes.legend()
 PICTURE.parent.mkdir(exist_ok=True)
 fig.savefig(PICTURE)
