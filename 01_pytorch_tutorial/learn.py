@@ -24,7 +24,7 @@ from torch import nn
 SEED = 0
 TRUE_WEIGHT = torch.tensor([[2.0, -3.0, 0.5]])  # 訓練で見つけたい重み: (1, 3)
 TRUE_BIAS = torch.tensor([1.0])  # 訓練で見つけたいバイアス: (1,)
-NOISE_STD = 0.1  # 目標値に混ぜる雑音の標準偏差（散らばりの大きさ）
+NOISE_STD = 0.1  # 目標値に混ぜる雑音の標準偏差（ばらつきの大きさ）
 NUM_SAMPLES = 500
 LEARNING_RATE = 0.1
 EPOCHS = 100  # 全データを 1 回使うことを 1 エポックという

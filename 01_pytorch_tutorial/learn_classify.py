@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import nn
 
 SEED = 0
-# 架空のデータである。特徴量はマズル（鼻から口にかけて突き出た部分）とひげの長さ（どちらも cm）
+# 架空のデータである。特徴量（入力）はマズル（鼻から口にかけて突き出た部分）とひげの長さ（どちらも cm）
 CLASSES = ["dog", "cat"]  # クラスの番号は、犬が 0、猫が 1
 DOG_MEAN = torch.tensor([7.5, 4.0])  # マズルとひげの、平均の長さ
 DOG_STD = torch.tensor([1.3, 1.2])  # その標準偏差

@@ -97,7 +97,7 @@ w = torch.tensor(W_START, requires_grad=True)
 optimizer = torch.optim.SGD([w], lr=LEARNING_RATES["good"])
 sgd_walk = [W_START]
 for step in range(1, STEPS + 1):
-    loss = loss_at(w)  # 順伝播（予測と損失の計算）
+    loss = loss_at(w)  # 順伝播（予測）と、損失の計算
     loss.backward()  # 逆伝播
     optimizer.step()  # 更新: w -= 学習率 * w.grad
     optimizer.zero_grad()  # 勾配の消去: w.grad = None

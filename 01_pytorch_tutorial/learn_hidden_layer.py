@@ -63,7 +63,7 @@ held_out_features = features[NUM_TRAIN:]  # (200, 2)
 held_out_labels = labels[NUM_TRAIN:]  # (200,)
 
 # %% 3 つのモデル（nn.Sequential は、渡した層を順に通すモデルである）
-one_layer = nn.Linear(2, 2).to(device)  # (B, 2) -> (B, 2)
+one_layer = nn.Linear(2, 2).to(device)  # B はサンプルの数: (B, 2) -> (B, 2)
 # 次の 2 つは (B, 2) -> (B, 6) -> (B, 2)
 two_layers = nn.Sequential(nn.Linear(2, HIDDEN), nn.Linear(HIDDEN, 2)).to(device)
 with_relu = nn.Sequential(nn.Linear(2, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2)).to(device)
