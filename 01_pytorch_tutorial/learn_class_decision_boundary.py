@@ -9,7 +9,7 @@
     P(cat) on that line: 0.5000 0.5000 0.5000
     misclassified: 9 of 600 training animals, 8 of 400 held out
 試してみよう:
-    - Adam を SGD に戻すと、損失はいくつになるか。Adam と同じ損失まで、何エポックかかるか。
+    - Adam を SGD に戻すと、損失はいくつになるか。2,000 エポックなら、Adam と同じ損失に届くか。
     - EPOCHS を 2000 にすると、境界線の傾きはいくつになるか。誤って分類される動物は減るか。
 解説: learn_class_decision_boundary.md
 """

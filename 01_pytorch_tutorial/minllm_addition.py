@@ -199,7 +199,7 @@ def generate(idx):
 
 # %% 訓練
 optimizer = torch.optim.AdamW(model.parameters())
-# 学習率を、初めの 3 割のステップで最大値まで上げ、残りでほぼ 0 まで下げる。出典: https://arxiv.org/abs/1708.07120
+# 学習率を、初めの 3 割で最大値まで上げ、残りでほぼ 0 まで下げる。出典: https://arxiv.org/abs/1708.07120
 scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=LEARNING_RATE, total_steps=STEPS)
 losses = []  # 毎ステップの訓練の損失
 checked_steps = []  # held-out を解かせたステップ

@@ -166,7 +166,7 @@ def next_logits(idx):
 
 
 def probabilities_of(logits, temperature, top_k, top_p):
-    """ロジット (V,) -> 確率 (V,)。候補に残らない文字の確率は 0 になる。top-p の出典: https://arxiv.org/abs/1904.09751"""
+    """ロジット (V,) -> 確率 (V,)。候補でない文字は 0 になる。top-p の出典: https://arxiv.org/abs/1904.09751"""
     probabilities = torch.zeros_like(logits)  # (V,)
     if temperature == 0:  # 0 では割れないので、最も確率の高い 1 文字だけを残す
         probabilities[logits.argmax()] = 1

@@ -87,7 +87,7 @@ with torch.no_grad():
         x = layer(x)
         output = x[0].cpu()
         outputs.append(output)
-        name = f"features.{i} {type(layer).__name__}"
+        name = f"features.{i} {type(layer).__qualname__}"
         zeros = (output == 0).float().mean()  # ちょうど 0 の値の割合
         print(f"{name:21s} {str(tuple(output.shape)):13s} {output.mean():+.3f}  {zeros:.1%}")
     logits = model.classifier(x)  # (1, 64, 7, 7) -> (1, 10)
