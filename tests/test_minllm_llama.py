@@ -135,7 +135,7 @@ def test_adding_positions_instead_of_turning_fails_the_proof(lesson, capsys):
 def test_a_model_that_sees_the_future_fails_the_proof(lesson, monkeypatch, capsys):
     fused = F.scaled_dot_product_attention
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args, is_causal: fused(*args))
-    exec(section(lesson, "確かめる: 最後", "保存"), vars(lesson))
+    exec(section(lesson, "確かめる: 最後", "保存"), dict(vars(lesson)))
     assert "before it stay within 1e-5: False" in capsys.readouterr().out
 
 

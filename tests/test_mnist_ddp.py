@@ -185,7 +185,7 @@ def test_a_killed_process_ends_the_run_and_keeps_the_old_weights(tmp_path):
         lines={
             **SHORT,
             "EPOCHS = 2": "EPOCHS = 10_000",
-            seed: f"{seed}; print('pid', rank, os.getpid(), flush=True)",
+            seed: f"{seed}; os.write(1, b'pid %d %d\\n' % (rank, os.getpid()))",  # 1 行ずつ、混ざらずに出る
         },
     )
     copy.weights.write_bytes(b"old weights")

@@ -158,7 +158,7 @@ def test_both_losses_of_a_row_are_those_of_the_saved_model(run):
 def test_a_model_that_sees_the_future_fails_the_proof(run, monkeypatch, capsys):
     lesson, fused = run("minllm_novel"), F.scaled_dot_product_attention
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args, is_causal: fused(*args))
-    exec(section(lesson, "確かめる", "比較"), vars(lesson))
+    exec(section(lesson, "確かめる", "比較"), dict(vars(lesson)))
     assert "within 1e-4: False" in capsys.readouterr().out
 
 
