@@ -104,9 +104,8 @@ print(
 # %% 確かめる: その検証の損失を、1 点ずつの -ln p から計算する
 with torch.no_grad():
     last_logits = last_model(validation_features).cpu()  # (500, 2)
-last_probabilities = last_logits.double().softmax(
-    dim=1
-)  # (500, 2)。float32 では、とても小さな確率が 0 になる
+# float32 では、とても小さな確率が 0 になるので、float64 で計算する
+last_probabilities = last_logits.double().softmax(dim=1)  # (500, 2)
 point_losses = []  # 1 点の損失
 for probabilities, label in zip(last_probabilities.tolist(), validation_labels.tolist()):
     p = probabilities[label]  # 正解のクラスに付けた確率
