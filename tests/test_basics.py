@@ -37,15 +37,6 @@ def test_simplenet_layer_is_x_times_w_plus_b(run, seed):
         assert eval(formula) == pytest.approx(float(result), abs=3e-4)  # 読者が電卓に打つ式
 
 
-def test_simplenet_draws_one_arrow_and_one_weight_for_each_pair(run):
-    lesson = run("simplenet")
-    texts = [text.get_text() for text in lesson.axes.texts]
-    for weight in lesson.weight.flatten():
-        assert f"{weight:.4f}" in texts
-    ends = {(text.xyann, text.xy) for text in lesson.axes.texts if getattr(text, "arrow_patch", None)}
-    assert ends == {((0.1, -i), (2.9, -0.5 - j)) for i in range(3) for j in range(2)}
-
-
 # learn_gradient.py
 
 
@@ -120,14 +111,6 @@ def test_learn_stops_just_under_the_mean_square_of_the_noise(run, seed):
     assert 0.96 < ratio < 1  # 4 つの値が 500 個の雑音に合う分は、平均で 4 / 500
 
 
-def test_learn_with_ten_samples_is_unfinished_then_fits_the_noise(run):
-    few = run("learn", NUM_SAMPLES=10)
-    assert "learned within 1e-5 of least squares: False" in few.stdout
-    finished = run("learn", NUM_SAMPLES=10, EPOCHS=1000)
-    np.testing.assert_allclose(finished.learned, finished.solved, atol=1e-5)
-    assert finished.losses[-1] < 0.7 * finished.noise_mean_square
-
-
 def test_learn_draws_the_losses_their_end_and_the_way_to_the_true_values(run):
     lesson = run("learn")
     for axes in (lesson.loss_axes, lesson.zoom_axes):
@@ -173,11 +156,6 @@ def test_classify_shows_the_loss_of_one_animal_by_formula(run, seed):
         assert float(by_hand) == pytest.approx(-math.log(probability), abs=1e-3)
     from_gap = re.search(r"cat logit - dog logit = \S+: P\(cat\) = (\S+)", lesson.stdout)[1]
     assert float(from_gap) == pytest.approx(probabilities[1].item(), abs=1e-3)
-
-
-def test_classify_gradients_are_p_minus_1_and_its_p_fold(run):
-    gradients = [float(text) for text in re.findall(r"gradient (\S+)", run("learn_classify").stdout)]
-    assert gradients == pytest.approx([0.01 - 1, 0.01 * (0.01 - 1)], abs=1e-4)
 
 
 def test_classify_draws_the_losses_against_the_probability_and_the_gap(run):
@@ -229,14 +207,6 @@ def test_boundary_picture_shows_every_animal_and_rings_the_wrong_ones(run, seed)
     assert wrong.any() and f"misclassified: {wrong.sum()} of 600 training animals" in lesson.stdout
     corner = torch.tensor([lesson.axes.get_xlim()[1], lesson.axes.get_ylim()[1]])
     assert (features > 0).all() and (features < corner).all()  # 図からはみ出す動物はいない
-
-
-def test_boundary_grid_holds_the_model_s_probabilities(run):
-    lesson = run("learn_class_decision_boundary")
-    for row, column in [(0, 0), (17, 130), (199, 60)]:
-        point = torch.tensor([lesson.muzzle_ticks[column], lesson.whisker_ticks[row]])
-        expected = lesson.model(point).softmax(dim=0)[1].item()
-        assert lesson.cat_probability[row, column].item() == pytest.approx(expected, abs=1e-5)
 
 
 # learn_hidden_layer.py
