@@ -222,7 +222,6 @@ held_out_windows = windows_of(held_out, config.block_size, config.block_size).to
 @torch.no_grad()
 def evaluate(windows):
     """ウィンドウ (N, T + 1) の 2 文字目から後を予測した、1 文字あたりの損失。"""
-    model.eval()
     logits = model(windows[:, :-1])  # (N, T) -> (N, T, V)
     targets = windows[:, 1:]  # (N, T)、1 文字ずつ後ろにずれている
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten()).item()
@@ -230,16 +229,14 @@ def evaluate(windows):
 
 # %% 訓練
 steps = EPOCHS * math.ceil(len(train_windows) / BATCH_SIZE)  # 更新の回数
-optimizer = torch.optim.AdamW(
-    model.parameters(), weight_decay=0.1, fused=True
-)  # fused は、同じ計算を速く行う
+# fused は、同じ計算を速く行う
+optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1, fused=True)
 scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=LEARNING_RATE, total_steps=steps)
 initial_wte = model.wte.weight.detach().clone()  # 訓練する前の埋め込み (V, n_embd)
 step = 0
 shown_steps, train_losses, held_out_losses = [], [], []
 for epoch in range(EPOCHS):
     for batch in torch.randperm(len(train_windows)).split(BATCH_SIZE):  # batch はウィンドウの番号 (B,)
-        model.train()
         windows = train_windows[batch]  # (B, T + 1)
         logits = model(windows[:, :-1])  # (B, T) -> (B, T, V)
         loss = F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
@@ -276,10 +273,9 @@ print(f"rebuilt from the file: held-out {evaluate(held_out_windows):.3f}")
 window = held_out_windows[0]  # (65,)
 total = 0
 for t in range(config.block_size):
+    context = window[: t + 1].unsqueeze(0)  # 正解より前の文字だけを渡す: (1, t + 1)
     with torch.no_grad():
-        logits = model(
-            window[: t + 1].unsqueeze(0)
-        )  # 正解より前の文字だけを渡す: (1, t + 1) -> (1, t + 1, V)
+        logits = model(context)  # (1, t + 1) -> (1, t + 1, V)
     probabilities = logits[0, -1].softmax(dim=0)  # (V,)
     total -= math.log(probabilities[window[t + 1]].item())  # 正解に付けた確率 p の -ln p
 difference = abs(total / config.block_size - evaluate(held_out_windows[:1]))

@@ -114,10 +114,8 @@ class Reader:
         return next(self.checkout.glob(f"0*_*/{name}.py"))
 
     def __call__(self, name, *args, **constants):
-        key = (
-            args,
-            with_constants(self.path_of(name).read_text(encoding="utf-8"), constants),
-        )  # SEED=0 は、もとの値と同じである
+        source = with_constants(self.path_of(name).read_text(encoding="utf-8"), constants)
+        key = args, source  # SEED=0 は、もとの値と同じである
         if key not in self.results:
             self.results[key] = self.execute(name, *args, **constants)
         return self.results[key]

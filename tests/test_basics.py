@@ -224,9 +224,8 @@ def test_hidden_layer_needs_relu(run, seed):
     lesson = run("learn_hidden_layer", SEED=seed)
     accuracies = lesson.accuracies
     assert accuracies["one layer"] < 60 and accuracies["two layers"] < 60
-    assert (
-        accuracies["line x = 1.2"] > accuracies["one layer"] + 5
-    )  # 1 本の直線でも、訓練が行き着いた所よりはよい
+    # 1 本の直線でも、訓練が行き着いた所よりはよい
+    assert accuracies["line x = 1.2"] > accuracies["one layer"] + 5
     assert accuracies["two layers and ReLU"] > 90 and accuracies["circle, radius 1.5"] > 90
 
 

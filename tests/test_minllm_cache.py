@@ -28,9 +28,8 @@ def test_it_is_the_model_of_minllm_llama(run, text):
     model.load_state_dict(lesson.saved["state_dict"])
     logits = lesson.model(text, lesson.new_caches())
     torch.testing.assert_close(logits, model(text), rtol=0, atol=1e-4)
-    windows = lesson.held_out.unfold(
-        0, 65, 64
-    )  # 訓練と同じ長さなら、損失は minllm_llama.py の held-out である
+    # 訓練と同じ長さなら、損失は minllm_llama.py の held-out である
+    windows = lesson.held_out.unfold(0, 65, 64)
     loss = F.cross_entropy(model(windows[:, :-1]).transpose(1, 2), windows[:, 1:]).item()
     assert lesson.losses[:64].mean().item() == pytest.approx(loss, abs=0.02)
 
