@@ -27,20 +27,16 @@ from torch import nn
 from torchvision.datasets import MNIST
 
 COLUMNS = 10  # 図の 1 行に描く枚数
-MAX_DRAWN = 100  # これより多いと図が縦に長くなりすぎるので、先頭だけを描く
+MAX_DRAWN = 100  # 描く枚数の上限
 HERE = Path(__file__).resolve().parent
 
 if hasattr(sys.stdout, "reconfigure"):  # Jupyter の stdout にはない
     sys.stdout.reconfigure(errors="replace")  # 端末が表せない文字は ? になる
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("-s", "--start-index", type=int, default=0, help="最初のテスト画像の番号（既定: 0）")
-parser.add_argument(
-    "-n", "--count", type=int, default=20, help="予測する枚数（既定: 20、描くのは 100 枚まで）"
-)
+parser.add_argument("-n", "--count", type=int, default=20, help="枚数（既定: 20、描くのは 100 枚まで）")
 parser.add_argument("-w", "--weights", type=Path, help="重みのファイル（既定: 隣の mnist_モデル.pth）")
-parser.add_argument(
-    "-m", "--model-type", choices=["mlp", "cnn"], default="mlp", help="モデルの種類（既定: mlp）"
-)
+parser.add_argument("-m", "--model-type", choices=["mlp", "cnn"], default="mlp", help="既定: mlp")
 args = parser.parse_args()  # セルごとに実行するときは parse_args([]) とする
 model_type = args.model_type
 start, count = args.start_index, args.count
@@ -102,7 +98,7 @@ model = MODELS[model_type]()  # この時点の重みは、乱数で決めた初
 state_dict = torch.load(weights, map_location="cpu", weights_only=True)  # 名前 -> 重みかバイアスのテンソル
 if state_dict.keys() != model.state_dict().keys():
     parser.error(f"{weights} は {model_type} の重みではない。-m mlp か -m cnn を選び直す")
-model.load_state_dict(state_dict)  # 名前ごとに置き換える
+model.load_state_dict(state_dict)
 model = model.to(device)
 model.eval()
 print(f"model: {model_type}")
@@ -116,7 +112,7 @@ labels = test_set.targets[start : start + count]  # 正解の数字: (N,)
 images = pixels.unsqueeze(1)  # チャネルの軸を加える: (N, 28, 28) -> (N, 1, 28, 28)
 
 # %% 予測
-with torch.no_grad():  # 勾配は使わない。一度に通すと途中の値がメモリを占めるので、200 枚ずつ通して、つなぐ
+with torch.no_grad():  # メモリを節約するため、200 枚ずつ通して、つなぐ
     logits = torch.cat([model(part.to(device)).cpu() for part in images.split(200)])  # (N, 10)
 digit_probabilities = logits.softmax(dim=1)  # 数字ごとの確率: (N, 10)
 probabilities, predictions = digit_probabilities.max(dim=1)  # 最大の確率 (N,) と、それを持つ数字 (N,)

@@ -37,13 +37,9 @@ HERE = Path(__file__).resolve().parent
 if hasattr(sys.stdout, "reconfigure"):  # Jupyter の stdout にはない
     sys.stdout.reconfigure(errors="replace")  # 端末が表せない文字は ? になる
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument(
-    "-m", "--model-type", choices=["mlp", "cnn"], default="mlp", help="モデルの種類（既定: mlp）"
-)
+parser.add_argument("-m", "--model-type", choices=["mlp", "cnn"], default="mlp", help="既定: mlp")
 parser.add_argument("-e", "--epochs", type=int, help="訓練データを何周するか（既定: mlp は 8、cnn は 2）")
-parser.add_argument(
-    "-w", "--weights", type=Path, help="重みの保存先（既定: mnist.py の隣の mnist_モデル.pth）"
-)
+parser.add_argument("-w", "--weights", type=Path, help="重みの保存先（既定: 隣の mnist_モデル.pth）")
 args = parser.parse_args()  # セルごとに実行するときは parse_args([]) とする
 model_type = args.model_type
 epochs = EPOCHS[model_type] if args.epochs is None else args.epochs
@@ -119,7 +115,7 @@ learning_rate = LEARNING_RATE[model_type]
 weight_decay = WEIGHT_DECAY[model_type]
 steps_per_epoch = math.ceil(len(train_images) / batch_size)  # 最後のミニバッチには、余りが入る
 total_steps = epochs * steps_per_epoch
-# lr（学習率）は書かない。更新のたびに scheduler が決める。fused=True は、同じ計算を速く行う
+# 学習率は、更新のたびに scheduler が決める。fused=True は、同じ計算を速く行う
 optimizer = torch.optim.AdamW(model.parameters(), weight_decay=weight_decay, fused=True)
 scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps)
 batch_losses, rates = [], []  # 更新ごとの、訓練の損失と学習率
@@ -147,15 +143,15 @@ for epoch in range(1, epochs + 1):
     train_loss = torch.stack(batch_losses[-steps_per_epoch:]).mean().item()
 
     model.eval()
-    with torch.no_grad():  # 一度に通すと途中の値がメモリを占めるので、200 枚ずつ通して、つなぐ
+    with torch.no_grad():  # メモリを節約するため、200 枚ずつ通して、つなぐ
         test_logits = torch.cat([model(images) for images in test_images.split(200)])  # (10000, 10)
     test_loss = F.cross_entropy(test_logits, test_labels).item()
     predictions = test_logits.argmax(dim=1)  # (10000, 10) -> (10000,)
     test_accuracy = 100 * (predictions == test_labels).float().mean().item()
     test_losses.append(test_loss)
     test_accuracies.append(test_accuracy)
-    test_result = f"test loss {test_loss:.4f}  test accuracy {test_accuracy:.2f}%"
-    print(f"epoch {epoch}/{epochs}  train loss {train_loss:.4f}  {test_result}", flush=True)
+    print(f"epoch {epoch}/{epochs}  train loss {train_loss:.4f}", end="")
+    print(f"  test loss {test_loss:.4f}  test accuracy {test_accuracy:.2f}%", flush=True)
 
 # %% 保存（隣に書き終えてから置き換えるので、途中で止めても前の重みは壊れない）
 torch.save(model.state_dict(), f"{weights}.tmp")

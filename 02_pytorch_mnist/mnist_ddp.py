@@ -73,15 +73,12 @@ train_set = MNIST(HERE / "data", train=True)
 test_set = MNIST(HERE / "data", train=False)
 train_images = (train_set.data.unsqueeze(1) / 255).to(device)  # (60000, 1, 28, 28)、値は [0, 1]
 train_labels = train_set.targets.to(device)
-# 全プロセスが同じ順に並べ替え、rank 番目から world_size 枚ごとに 1 枚を自分の割り当てとして取る
+# 全プロセスが同じ順に並べ替え、rank 番目から world_size 枚ごとに 1 枚を取る
 sampler = DistributedSampler(train_set, seed=SEED)
-train_loader = DataLoader(
-    TensorDataset(train_images, train_labels), BATCH_SIZE // world_size, sampler=sampler
-)
-# テスト画像も、重ならないように割り当てる
-test_images = (test_set.data[rank::world_size].unsqueeze(1) / 255).to(
-    device
-)  # (10000 / world_size, 1, 28, 28)
+train_dataset = TensorDataset(train_images, train_labels)
+train_loader = DataLoader(train_dataset, BATCH_SIZE // world_size, sampler=sampler)
+# テスト画像も、重ならないように割り当てる: (10000 / world_size, 1, 28, 28)
+test_images = (test_set.data[rank::world_size].unsqueeze(1) / 255).to(device)
 test_labels = test_set.targets[rank::world_size].to(device)
 
 
@@ -139,8 +136,8 @@ if rank == 0:
 # %% 訓練と評価
 ddp_model = DDP(model)
 optimizer = torch.optim.AdamW(model.parameters(), weight_decay=WEIGHT_DECAY)
-num_updates = EPOCHS * len(train_loader)
-scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=LEARNING_RATE, total_steps=num_updates)
+total_steps = EPOCHS * len(train_loader)
+scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps)
 for epoch in range(1, EPOCHS + 1):
     model.train()
     sampler.set_epoch(epoch)  # 並べ替えをエポックごとに変える（呼ばないと、毎回同じ順になる）
@@ -174,16 +171,13 @@ for epoch in range(1, EPOCHS + 1):
 my_weights = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])  # (421642,)
 all_weights = [torch.empty_like(my_weights) for _ in range(world_size)]
 dist.all_gather(all_weights, my_weights)  # 全プロセスの重みを受け取る
-weight_difference = 0.0
-for other_weights in all_weights:
-    difference = (other_weights - my_weights).abs().max().item()
-    weight_difference = max(weight_difference, difference)
+weight_difference = (torch.stack(all_weights) - my_weights).abs().max().item()
 if rank == 0:
     print(f"largest difference between the weights of {world_size} processes: {weight_difference:.4f}")
 
 # %% 保存
 if rank == 0:
     torch.save(model.state_dict(), f"{WEIGHTS}.tmp")  # ddp_model から取ると、キーの頭に module. が付く
-    os.replace(f"{WEIGHTS}.tmp", WEIGHTS)  # 書き終えてから置き換えるので、途中で止めても前の重みは壊れない
+    os.replace(f"{WEIGHTS}.tmp", WEIGHTS)
     print(f"saved: {WEIGHTS.name}")
 dist.destroy_process_group()

@@ -113,21 +113,8 @@ def center_of_mass(digit):
 
 
 # %% 予測して、紙、28×28 の画像、確率の棒を描く
-def set_up(row):
-    """3 つの Axes を整え、後で中身を替える、線、画像、棒、棒の Axes を返す。"""
-    paper, seen, chart = row
-    paper.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[], aspect="equal", title="draw a digit here")
-    (line,) = paper.plot([], [], color="black", linewidth=9, solid_capstyle="round")
-    seen.set(xticks=[], yticks=[], title="what the network sees")
-    view = seen.imshow(torch.zeros(28, 28).numpy(), cmap="gray_r", vmin=0, vmax=1)
-    chart.set(xticks=range(10), ylim=(0, 1), ylabel="probability")
-    bars = chart.bar(range(10), 10 * [0])
-    return line, view, bars, chart
-
-
-def show(artists, strokes):
-    """筆跡を予測し、set_up が返したものの中身を替える。結果の文を返す。"""
-    line, view, bars, chart = artists
+def show(row, strokes):
+    """筆跡を予測し、3 つの Axes に、筆跡、28×28 の画像、確率の棒を描き直す。結果の文を返す。"""
     image = torch.zeros(1, 1, 28, 28)
     probabilities = torch.zeros(10)
     result = "nothing is drawn"  # 白紙は予測しない
@@ -135,17 +122,18 @@ def show(artists, strokes):
         image = center_of_mass(paint(fit(strokes)))  # (1, 1, 28, 28)
         probabilities = model(image).softmax(dim=1)[0]  # (10,)
         result = f"read as {probabilities.argmax()} ({probabilities.max():.1%})"
-    xs, ys = [], []
+    for axes in row:
+        axes.clear()
+    paper, seen, chart = row
+    paper.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[], aspect="equal", title="draw a digit here")
     for stroke in strokes:
-        for x, y in [*stroke, (math.nan, math.nan)]:  # 線は nan で切れる
-            xs.append(x)
-            ys.append(y)
-    line.set_data(xs, ys)
-    view.set_data(image[0, 0].numpy())
-    for digit, bar in enumerate(bars):
-        bar.set_height(probabilities[digit].item())
-        bar.set_color("#D55E00" if digit == probabilities.argmax() else "#0072B2")
-    chart.set_title(result)
+        xs = [x for x, y in stroke]
+        ys = [y for x, y in stroke]
+        paper.plot(xs, ys, color="black", linewidth=9, solid_capstyle="round")
+    seen.set(xticks=[], yticks=[], title="what the network sees")
+    seen.imshow(image[0, 0].numpy(), cmap="gray_r", vmin=0, vmax=1)
+    chart.set(xticks=range(10), ylim=(0, 1), ylabel="probability", title=result)
+    chart.bar(range(10), probabilities.numpy(), color="#0072B2")
     return result
 
 
@@ -160,7 +148,7 @@ for degrees in range(-90, 151, 10):
 
 fig, grid = plt.subplots(3, 3, figsize=(9, 9.6), layout="constrained")
 for row, n_points in zip(grid, [17, 34, 50]):
-    result = show(set_up(row), [example[:n_points]])
+    result = show(row, [example[:n_points]])
     row[0].set_title(f"{n_points} points")
     print(f"{n_points} points: {result}")
 
@@ -176,40 +164,40 @@ difference = (distance_to_strokes(pixels, ends) - nearest).abs().max()
 print(f"distance to segments vs to 1,001 dots on each: largest difference below 0.001: {difference < 0.001}")
 
 # %% 自分で書くウィンドウ
-window, (paper, seen, chart) = plt.subplots(1, 3, figsize=(10, 4), num="draw")
+window, panels = plt.subplots(1, 3, figsize=(10, 4), num="draw")
+paper, seen, chart = panels
 window.subplots_adjust(bottom=0.2)
 clear_button = Button(window.add_axes((0.02, 0.02, 0.1, 0.1)), "clear")
-artists = set_up([paper, seen, chart])
 strokes = []  # 書いた画の list。1 画は点 (x, y) の list で、紙の左上が (0, 0)、右下が (1, 1)
 
 
+def redraw():
+    show(panels, strokes)
+    window.canvas.draw_idle()
+
+
 def press(event):
-    """押したら、新しい画を始める。"""
-    strokes.append([])
+    strokes.append([])  # 新しい画
     move(event)
 
 
 def move(event):
-    """左のボタンを押したまま紙の上を動いたら、点を足す。"""
-    if event.inaxes is paper and event.button == 1:
+    if event.inaxes is paper and event.button == 1:  # 左のボタンを押したまま、紙の上を動いた
         strokes[-1].append((event.xdata, event.ydata))
-        show(artists, strokes)
-        window.canvas.draw_idle()
+        redraw()
 
 
 def release(event):
-    """紙の上で離したら、結果を表示する。"""
     if event.inaxes is paper:
         print(chart.get_title(), flush=True)
 
 
 def clear(event):
-    """clear を押したら、全部の画を消す。"""
     strokes.clear()
-    show(artists, strokes)
-    window.canvas.draw_idle()
+    redraw()
 
 
+redraw()
 window.canvas.mpl_connect("button_press_event", press)
 window.canvas.mpl_connect("motion_notify_event", move)
 window.canvas.mpl_connect("button_release_event", release)

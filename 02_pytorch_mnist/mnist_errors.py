@@ -6,8 +6,8 @@
 実行: python mnist_errors.py（2 コアの CPU で約 6 秒）
 結果:
     Correct: 9942  Incorrect: 58  (accuracy 99.42%)
-    most confidently wrong:
-    #9729 true 5 predicted 6 (99.0%)
+     probability  images  wrong  mean probability   right
+     70% to  90%     148     17            81.89%  88.51%
 試してみよう:
     - -m mlp を付けると、読み違いは何枚になるか。最も多いのは、どの数字をどの数字と読み違えた組か。
     - MLP で、訓練に使った 60,000 枚を予測する。正解率は、テスト画像より何ポイント高いか。
@@ -33,9 +33,7 @@ HERE = Path(__file__).resolve().parent
 if hasattr(sys.stdout, "reconfigure"):  # Jupyter の stdout にはない
     sys.stdout.reconfigure(errors="replace")  # 端末が表せない文字は ? になる
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument(
-    "-m", "--model-type", choices=["mlp", "cnn"], default="cnn", help="モデルの種類（既定: cnn）"
-)
+parser.add_argument("-m", "--model-type", choices=["mlp", "cnn"], default="cnn", help="既定: cnn")
 args = parser.parse_args()  # セルごとに実行するときは parse_args([]) とする
 WEIGHTS = HERE / f"mnist_{args.model_type}.pth"
 PICTURE = HERE.parent / "images" / f"mnist_errors_{args.model_type}.png"
@@ -103,13 +101,11 @@ print(f"Correct: {correct}  Incorrect: {incorrect}  (accuracy {100 * correct / l
 matrix = torch.zeros(10, 10, dtype=torch.int64)
 for label, prediction in zip(labels.tolist(), predictions.tolist()):
     matrix[label, prediction] += 1  # 行が正解、列が予測
-print("rows: true, columns: predicted")
-print("     " + " ".join(f"{digit:4d}" for digit in range(10)))
-for digit in range(10):
-    print(f"{digit:4d} " + " ".join(f"{count:4d}" for count in matrix[digit]))
 
-# %% 確かめる: 正解と予測を 2 桁の数にして、0 から 99 がいくつあるかを数えても、同じ表になる
-recount = torch.bincount(10 * labels + predictions, minlength=100).reshape(10, 10)
+# %% 確かめる: bincount で数えても、同じ表になる
+pairs = 10 * labels + predictions  # 正解 9、予測 4 なら 94: (N,)
+recount = torch.bincount(pairs, minlength=100)  # 0 から 99 が、それぞれいくつあるか: (100,)
+recount = recount.reshape(10, 10)
 print(f"the same table by bincount: {torch.equal(recount, matrix)}")
 print(f"sum of the diagonal: {matrix.diagonal().sum()}, sum of all: {matrix.sum()}")
 
@@ -125,9 +121,6 @@ for low, high in zip(EDGES[:-1], EDGES[1:]):
 # %% 高い確率で読み違えた画像
 order = probabilities.argsort(descending=True, stable=True).tolist()  # 確率の高い順の番号
 most_confident = [i for i in order if not is_correct[i]][:NUM_DRAWN]
-print("most confidently wrong:")
-for i in most_confident:
-    print(f"#{i} true {labels[i]} predicted {predictions[i]} ({probabilities[i]:.1%})")
 
 # %% 図
 fig = plt.figure(figsize=(10, 6), layout="constrained")

@@ -49,7 +49,7 @@ same_labels = []
 for image, label in zip(images, labels):
     pixels_are_equal = all_images == image  # (60000, 1, 28, 28)
     image_is_equal = pixels_are_equal.flatten(start_dim=1).all(dim=1)  # 784 画素がすべて等しいか: (60000,)
-    index = image_is_equal.nonzero().item()  # 等しい画像はただ 1 枚で、その番号
+    index = image_is_equal.nonzero().item()  # ただ 1 枚の、等しい画像の番号
     same_labels.append(all_labels[index].item() == label.item())
 print(f"each image is in the dataset with the same label: {same_labels}")
 

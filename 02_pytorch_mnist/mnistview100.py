@@ -55,9 +55,8 @@ for i in range(100):
 print(f"one image {tuple(mosaic.shape)}; images found in their places: {found} of 100")
 
 # %% 図
-fig, axes = plt.subplots(figsize=(8.3, 7.4), layout="constrained")
-# interpolation="nearest" は、隣の画素と混ぜずに描く
-picture = axes.imshow(mosaic.numpy(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+fig, axes = plt.subplots(figsize=(7.5, 7.4), layout="constrained")
+axes.imshow(mosaic.numpy(), cmap="gray_r", interpolation="nearest")  # 隣の画素と混ぜずに描く
 for i in range(100):
     top = GAP + STEP * (i // 10)
     left = GAP + STEP * (i % 10)
@@ -66,7 +65,6 @@ centers = [GAP + 14 + STEP * i for i in range(10)]  # 行と列の中心（画�
 axes.set_xticks(centers, [f"+{column}" for column in range(10)])
 axes.set_yticks(centers, [START_INDEX + 10 * row for row in range(10)])
 axes.set_title("MNIST test images: index = row + column, label in orange")
-fig.colorbar(picture, ax=axes, label="pixel value", shrink=0.5)
 PICTURE.parent.mkdir(exist_ok=True)
 fig.savefig(PICTURE)
 print(f"saved: images/{PICTURE.name}")

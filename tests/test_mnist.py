@@ -13,57 +13,17 @@ import torch.nn.functional as F
 from conftest import RAW, ROOT, drawn_images, read_mnist
 
 FOLDER = ROOT / "02_pytorch_mnist"
-MD5 = {  # 公開されたファイルのもの。torchvision がダウンロードを確かめる値でもある
-    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
-    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
-    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
-    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
-}
 
 
-# データ
-
-
-@pytest.mark.parametrize("name", MD5)
-def test_the_data_files_are_the_published_ones(name):
-    assert hashlib.md5((RAW / name).read_bytes()).hexdigest() == MD5[name]
-
-
-def test_the_note_beside_the_data_states_the_same_files():
+def test_the_data_files_are_those_of_the_note_beside_them():
     note = (FOLDER / "data" / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r"`(\S+-ubyte)` \| \S+ \| ([\d,]+) \| `(\w+)`", note)
-    assert {name: md5 for name, _, md5 in rows} == MD5
-    assert all((RAW / name).stat().st_size == int(size.replace(",", "")) for name, size, _ in rows)
-    assert (
-        "Yann LeCun, Corinna Cortes, Christopher J. C. Burges" in note
-        and "Attribution-ShareAlike 3.0" in note
-    )
-
-
-# モデル
-
-
-def test_models_have_the_promised_keys_and_shapes(run):
-    shapes = {
-        model_type: {key: tuple(value.shape) for key, value in model_class().state_dict().items()}
-        for model_type, model_class in run("load_and_infer").MODELS.items()
-    }
-    assert shapes["mlp"] == {
-        "fc1.weight": (100, 784),
-        "fc1.bias": (100,),
-        "fc2.weight": (10, 100),
-        "fc2.bias": (10,),
-    }
-    assert shapes["cnn"] == {
-        "features.0.weight": (32, 1, 3, 3),
-        "features.0.bias": (32,),
-        "features.3.weight": (64, 32, 3, 3),
-        "features.3.bias": (64,),
-        "classifier.1.weight": (128, 3136),
-        "classifier.1.bias": (128,),
-        "classifier.3.weight": (10, 128),
-        "classifier.3.bias": (10,),
-    }
+    assert sorted(name for name, _, _ in rows) == sorted(path.name for path in RAW.glob("*-ubyte"))
+    for name, size, md5 in rows:
+        content = (RAW / name).read_bytes()
+        assert (f"{len(content):,}", hashlib.md5(content).hexdigest()) == (size, md5)
+    assert "Yann LeCun, Corinna Cortes, Christopher J. C. Burges" in note
+    assert "Attribution-ShareAlike 3.0" in note
 
 
 @torch.no_grad()
@@ -85,14 +45,6 @@ def test_models_compute_what_their_weights_say(run):
 # mnist.py
 
 
-# シード 0 から 2 と 4 つの丸めで、MLP は 98.35 から 98.44 %、CNN は 99.27 から 99.42 % である
-@pytest.mark.parametrize("args, lowest", [((), 98.2), (("-m", "cnn"), 99.1)], ids=["mlp", "cnn"])
-def test_mnist_reaches_its_accuracy(run, args, lowest):
-    lesson = run("mnist", *args)
-    assert lesson.test_accuracies[-1] >= lowest
-    assert f"test accuracy {lesson.test_accuracies[-1]:.2f}%\nsaved: " in lesson.stdout
-
-
 def test_mnist_trains_on_every_image_once_an_epoch(run):
     lesson = run("mnist", EPOCHS={"mlp": 1, "cnn": 1})
     for kind, images, labels in (
@@ -104,17 +56,13 @@ def test_mnist_trains_on_every_image_once_an_epoch(run):
         np.testing.assert_array_equal(labels.numpy(), expected_labels)
     assert sorted(lesson.order.tolist()) == list(range(60_000))
     assert len(lesson.batch_losses) == 469 and len(lesson.labels) == 96  # 最後のミニバッチには、余りが入る
-    assert lesson.batch_losses[0].item() == pytest.approx(np.log(10), abs=0.05)  # 学ぶ前は当てずっぽう
-    assert lesson.test_accuracies[0] > 95
 
 
-def test_mnist_knows_the_first_step_of_adamw(run):
+def test_mnist_notices_another_decay_than_that_of_adamw(run):
     source = run.path_of("mnist").read_text(encoding="utf-8")
     # Adam の weight_decay は勾配に加わるので、AdamW の W にならない
     broken = source.replace("torch.optim.AdamW(fresh.parameters()", "torch.optim.Adam(fresh.parameters()")
-    for text, right in ((source, True), (broken, False)):
-        lesson = run.execute("mnist", "-e", 1, source=text)
-        assert f"as by hand, to 1e-6: {right}\n" in lesson.stdout
+    assert "as by hand, to 1e-6: False\n" in run.execute("mnist", "-e", 1, source=broken).stdout
 
 
 def test_mnist_draws_what_it_measured(run):
@@ -143,27 +91,11 @@ def test_an_interrupted_save_keeps_the_old_weights(run, tmp_path, monkeypatch):
     assert old.read_bytes() == b"the old weights"
 
 
-# load_and_infer.py と同梱の重み
+# load_and_infer.py
 
 
-@pytest.mark.parametrize("model_type, target", [("mlp", 98.4), ("cnn", 99.3)])
-def test_the_shipped_weights_reach_their_accuracy(run, model_type, target):
-    lesson = run("load_and_infer", "-m", model_type, "-n", 10_000)
-    _, labels = read_mnist("t10k")
-    predictions = lesson.predictions.numpy()
-    wrong = np.flatnonzero(predictions != labels)
-    assert 10_000 - len(wrong) >= 100 * target
-    assert f"Correct: {10_000 - len(wrong)}  Incorrect: {len(wrong)}" in lesson.stdout
-    lines = [
-        f"#{i} true {labels[i]} predicted {predictions[i]} ({lesson.probabilities[i]:.1%})" for i in wrong
-    ]
-    assert [line for line in lesson.stdout.splitlines() if " true " in line] == lines
-    assert len(drawn_images(lesson.fig)) == 100
-
-
-@pytest.mark.parametrize("model_type", ["mlp", "cnn"])
-def test_load_and_infer_computes_logits_by_hand(run, model_type):
-    lesson = run("load_and_infer", "-m", model_type)
+def test_load_and_infer_computes_the_logits_of_the_cnn_by_hand(run):
+    lesson = run("load_and_infer", "-m", "cnn")
     hardest = lesson.probabilities.argmin()
     np.testing.assert_allclose(lesson.by_hand, lesson.logits[hardest], atol=1e-3)
     assert lesson.probability == pytest.approx(lesson.probabilities.min().item(), abs=1e-4)
@@ -194,6 +126,7 @@ def test_load_and_infer_draws_predictions_in_their_places(run):
 def test_load_and_infer_stops_at_the_last_image(run):
     lesson = run("load_and_infer", "-s", 9995, "-n", 20)
     assert len(lesson.predictions) == len(drawn_images(lesson.fig)) == 5
+    assert len(drawn_images(run("load_and_infer", "-n", 1000).fig)) == 100
 
 
 def test_load_and_infer_reads_the_weights_that_mnist_saves(run, tmp_path):
@@ -216,9 +149,7 @@ def test_errors_counts_every_image_and_shows_the_most_confident(run, model_type)
     predictions, probabilities = lesson.predictions.numpy(), lesson.probabilities.numpy()
     expected = np.zeros((10, 10), int)
     np.add.at(expected, (labels, predictions), 1)
-    for digit in range(10):
-        assert f"{digit:4d} " + " ".join(f"{count:4d}" for count in expected[digit]) in lesson.stdout
-    assert "the same table by bincount: True\n" in lesson.stdout
+    np.testing.assert_array_equal(lesson.matrix, expected)
     wrong = np.flatnonzero(predictions != labels)
     most_confident = sorted(wrong, key=lambda i: -probabilities[i])[:12]
     assert lesson.most_confident == most_confident
@@ -236,15 +167,10 @@ def test_errors_counts_every_image_and_shows_the_most_confident(run, model_type)
 
 def test_errors_compares_probabilities_with_how_often_they_are_right(run):
     lesson = run("mnist_errors")
-    rows = re.findall(r"^ *(\d+)% to +(\d+)% +(\d+) +(\d+) +([\d.]+)% +([\d.]+)%$", lesson.stdout, re.M)
-    assert sum(int(count) for _, _, count, _, _, _ in rows) == 10_000
-    for low, high, count, num_wrong, mean, right in rows:
-        chosen = (lesson.probabilities > int(low) / 100) & (lesson.probabilities <= int(high) / 100)
-        assert (int(count), int(num_wrong)) == (
-            chosen.sum(),
-            (chosen & (lesson.predictions != lesson.labels)).sum(),
-        )
-        assert float(mean) == pytest.approx(100 * lesson.probabilities[chosen].mean().item(), abs=0.01)
+    rows = re.findall(r"^ *\d+% to +\d+% +(\d+) +(\d+) +([\d.]+)% +([\d.]+)%$", lesson.stdout, re.M)
+    assert sum(int(count) for count, *_ in rows) == 10_000
+    assert sum(int(num_wrong) for _, num_wrong, *_ in rows) == lesson.incorrect
+    for count, num_wrong, mean, right in rows:
         assert float(right) == pytest.approx(100 * (1 - int(num_wrong) / int(count)), abs=0.01)
         assert float(right) > float(mean)  # ページの言うとおり、どの組でも控えめである
 
@@ -280,19 +206,7 @@ def test_the_weights_of_the_other_model_and_missing_weights_are_refused(refuse, 
     assert f"mnist.py -m cnn -w {missing} で訓練" in refuse("load_and_infer", "-m", "cnn", "-w", missing)
 
 
-class CreatesAFile:
-    """pickle として読み込まれると、ファイルを作ってしまう物。"""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
-
-
-def test_code_in_a_weight_file_does_not_run(run, tmp_path):
-    path, trap = tmp_path / "w.pth", tmp_path / "trap"
-    torch.save({"fc1.weight": CreatesAFile(trap)}, path)
+def test_a_weight_file_with_a_function_is_not_loaded(run, tmp_path):
+    torch.save({"fc1.weight": os.system}, tmp_path / "w.pth")
     with pytest.raises(pickle.UnpicklingError):
-        run.execute("load_and_infer", "-w", path)
-    assert not trap.exists()
+        run.execute("load_and_infer", "-w", tmp_path / "w.pth")

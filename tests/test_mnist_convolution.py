@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
-from conftest import ROOT, drawn_images, read_mnist
+from conftest import drawn_images, read_mnist
 
 
 def convolved(images, weights):
@@ -59,13 +59,6 @@ def test_channels_have_weights_of_their_own_and_are_added(run):
     expected = convolved(padded, lesson.crossing.numpy())
     np.testing.assert_array_equal(lesson.scores[0, 0], expected)
     assert lesson.total == expected[8, 8] == expected.max()  # 4 の横線と縦線が交わる所
-
-
-def test_parameters_are_counted_as_in_the_shipped_cnn(run):
-    counts = re.findall(r"^Conv2d.* = (\d+) parameters$", run("mnist_convolution").stdout, re.M)
-    weights = torch.load(ROOT / "02_pytorch_mnist" / "mnist_cnn.pth", weights_only=True)
-    sizes = [weights[f"features.{i}.weight"].numel() + weights[f"features.{i}.bias"].numel() for i in (0, 3)]
-    assert [int(count) for count in counts] == sizes
 
 
 def test_convolution_picture_shows_each_filter_where_its_line_is(run):

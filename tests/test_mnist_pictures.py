@@ -31,7 +31,7 @@ def test_mnistview_notices_labels_of_other_images(run):
 def test_mnistview100_draws_every_image_under_its_index(run):
     lesson = run("mnistview100")
     images, labels = read_mnist("t10k")
-    axes, _ = lesson.fig.axes
+    (axes,) = lesson.fig.axes
     mosaic = axes.images[0].get_array()
     rows = [int(tick.get_text()) for tick in axes.get_yticklabels()]
     columns = [int(tick.get_text()) for tick in axes.get_xticklabels()]
