@@ -27,6 +27,7 @@ QUICK = {  # 訓練の長いレッスンを短く済ませる定数
     "minllm_cache": {"COUNT": 80},
     "minllm_scaling": {"WIDTHS": (16, 32, 64), "TRAIN_WINDOWS": 80, "SEEDS": (0,)},
     "minllm_facts": {"STEPS": 20},
+    "minllm_thinking": {"STEPS": 20, "NUM_HELD_OUT": 40, "NUM_SAMPLES": 3},
     "minllm_tools": {"STEPS": 20, "NUM_HELD_OUT_PAIRS": 50},
     "mnist": {"EPOCHS": {"mlp": 1, "cnn": 1}},
     "learn_overfitting": {"EPOCHS": 20},
