@@ -26,6 +26,7 @@ QUICK = {  # 訓練の長いレッスンを短く済ませる定数
     "minllm_llama": {"EPOCHS": 1, "BATCH_SIZE": 256},
     "minllm_cache": {"COUNT": 80},
     "minllm_scaling": {"WIDTHS": (16, 32, 64), "TRAIN_WINDOWS": 80, "SEEDS": (0,)},
+    "minllm_instruct": {"STEPS": 20, "NUM_HELD_OUT_WORDS": 50},
     "minllm_facts": {"STEPS": 20},
     "minllm_thinking": {"STEPS": 20, "NUM_HELD_OUT": 40, "NUM_SAMPLES": 3},
     "minllm_tools": {"STEPS": 20, "NUM_HELD_OUT_PAIRS": 50},
@@ -69,7 +70,7 @@ def test_only_the_promised_packages_are_used(path):
 # 小説の GPT は注意を PyTorch に任せ、lm_head と wte が重みを共有する
 # minllm_cache の Llama は、キャッシュを受け取る
 VARIANTS = {}
-for name in ("minllm_novel", "minllm_write", "minllm_quantize"):
+for name in ("minllm_novel", "minllm_write", "minllm_quantize", "minllm_instruct", "minllm_lora"):
     VARIANTS |= {(name, "CausalSelfAttention"): "novel", (name, "GPT"): "novel"}
 for kind in ("LlamaAttention", "LlamaDecoderLayer", "LlamaModel", "LlamaForCausalLM"):
     VARIANTS["minllm_cache", kind] = "cache"

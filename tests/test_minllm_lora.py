@@ -14,7 +14,7 @@ def test_the_held_out_words_are_answered_and_were_not_trained(run):
     lesson = run("minllm_lora")
     assert lesson.curves[0] == [0] * 5 and not set(lesson.train_words) & set(lesson.held_out_words)
     reverse, first, last, repeat, length = lesson.curves[-1]
-    assert min(reverse, repeat) > 70 and min(first, last) > 90 and length > 99
+    assert min(reverse, repeat) > 70 and min(first, last) > 80 and length > 98
 
 
 def test_only_the_counted_numbers_were_trained(run):

@@ -28,6 +28,7 @@ TOLERANCES = {
     "minllm_llama": {"": (1, 0.02)},
     "minllm_cache": {"": (1, 0.02)},
     "minllm_scaling": {"": (2, 0.015), "seed 0 slope": (2, 0.05), "seed 1 slope": (2, 0.05)},
+    "minllm_instruct": {"": (8, 0.2)},
     "minllm_facts": {
         "": (8, 0.2),
         "(b) known": (35, 0.3),
@@ -155,7 +156,8 @@ def test_every_command_prints_what_is_quoted(name, args, quoted, run):
 def test_the_samples_of_the_front_door_are_printed(run):
     quoted = [output.splitlines() for language, output in blocks_of(text_of(README)) if language == "text"]
     check(quoted[0], run("minllm_novel").stdout.splitlines(), "minllm_novel")
-    check(quoted[1], (run("mnist").stdout + run("load_and_infer").stdout).splitlines(), "mnist")
+    check(quoted[1], run("minllm_instruct").stdout.splitlines(), "minllm_instruct")
+    check(quoted[2], (run("mnist").stdout + run("load_and_infer").stdout).splitlines(), "mnist")
 
 
 def docstring_of(path):
