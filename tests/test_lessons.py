@@ -29,6 +29,7 @@ QUICK = {  # 訓練の長いレッスンを短く済ませる定数
     "minllm_instruct": {"STEPS": 20, "NUM_HELD_OUT_WORDS": 50},
     "minllm_facts": {"STEPS": 20},
     "minllm_thinking": {"STEPS": 20, "NUM_HELD_OUT": 40, "NUM_SAMPLES": 3},
+    "minllm_reward": {"STEPS": 20, "UPDATES": 20, "ONES_UPDATES": 20},
     "minllm_tools": {"STEPS": 20, "NUM_HELD_OUT_PAIRS": 50},
     "mnist": {"EPOCHS": {"mlp": 1, "cnn": 1}},
     "learn_overfitting": {"EPOCHS": 20},
