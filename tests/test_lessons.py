@@ -27,6 +27,7 @@ QUICK = {  # 訓練の長いレッスンを短く済ませる定数
     "minllm_cache": {"COUNT": 80},
     "minllm_scaling": {"WIDTHS": (16, 32, 64), "TRAIN_WINDOWS": 80, "SEEDS": (0,)},
     "minllm_instruct": {"STEPS": 20, "NUM_HELD_OUT_WORDS": 50},
+    "minllm_lora": {"STEPS": 20, "NUM_HELD_OUT_WORDS": 50},
     "minllm_facts": {"STEPS": 20},
     "minllm_thinking": {"STEPS": 20, "NUM_HELD_OUT": 40, "NUM_SAMPLES": 3},
     "minllm_reward": {"STEPS": 20, "UPDATES": 20, "ONES_UPDATES": 20},

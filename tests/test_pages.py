@@ -29,6 +29,7 @@ TOLERANCES = {
     "minllm_cache": {"": (1, 0.02)},
     "minllm_scaling": {"": (2, 0.015), "seed 0 slope": (2, 0.05), "seed 1 slope": (2, 0.05)},
     "minllm_instruct": {"": (8, 0.2)},
+    "minllm_lora": {"": (8, 0.2), "step": (25, 0.2)},
     "minllm_facts": {
         "": (8, 0.2),
         "(b) known": (35, 0.3),
