@@ -11,7 +11,6 @@
 試してみよう:
     - CausalSelfAttention の masked_fill の行を消すと、未来が見えることは、損失から分かるか。
     - std=0.02 を 1.0 にすると、最初の損失はいくつになるか。lm_head だけを 0.02 に戻すとどうか。
-    - activation=gelu を activation="gelu" に変えると、2 つの計算は同じままか。
 解説: minllm.md
 """
 

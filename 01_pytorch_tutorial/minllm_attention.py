@@ -10,7 +10,6 @@ minllm_heads.py で行う。
     weights of chase: 0.58 0.28 0.14, output: 1.44 0.14
 試してみよう:
     - W_QUERY の 4 つの数をすべて 0.0 にすると、chase の重みはいくつになるか。
-    - attend の / math.sqrt(head_size) を消すと、chase の重みはどう変わるか。
     - W_KEY の 1.0 を 2 つとも 10.0 にすると、chase の重みと出力はどう変わるか。W_VALUE ならどうか。
 解説: minllm_attention.md
 """

@@ -148,7 +148,8 @@ for tokens in idx.tolist():
     for position in range(FIRST, BLOCK_SIZE):
         earlier = tokens[:position]
         guess = max(range(VOCAB_SIZE), key=earlier.count)  # 自分より前に最も多く現れたトークン
-        hits += guess == tokens[position - 3]
+        if guess == tokens[position - 3]:
+            hits += 1
 rule_accuracy = 100 * hits / (len(idx) * (BLOCK_SIZE - FIRST))
 print(f"say the most frequent token so far: {rule_accuracy:.1f}%")
 

@@ -229,7 +229,7 @@ def evaluate(windows):
 
 # %% 訓練
 steps = EPOCHS * math.ceil(len(train_windows) / BATCH_SIZE)  # 更新の回数
-# fused は、同じ計算を速く行う
+# 重み減衰は、初期設定の 0.01 より強くする。fused は、同じ計算を速く行う
 optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1, fused=True)
 scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=LEARNING_RATE, total_steps=steps)
 initial_wte = model.wte.weight.detach().clone()  # 訓練する前の埋め込み (V, n_embd)

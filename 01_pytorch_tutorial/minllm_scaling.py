@@ -1,6 +1,6 @@
 """モデルを大きくすると、損失はどれだけ下がるか。小さな 3 つのモデルから、4 倍大きなモデルの損失を予測する。
 
-前のレッスン（minllm_quantize.py）との違い: 1 つのモデルを調べるのではなく、幅を 2 倍ずつ変えた mini-Llama
+前のレッスン（minllm_quantize.py）との違い: 1 つのモデルを調べるのではなく、幅を 2 倍ずつ変えた Llama の形
 （minllm_llama.py）を、同じレシピで訓練して比べる。どれも小説を 1 周だけ読む。
 
 実行: python minllm_scaling.py（2 コアの CPU で約 50 秒）
@@ -46,8 +46,8 @@ def rotate(x, positions, theta):
     half = x.shape[-1] // 2
     speeds = theta ** (-torch.arange(half, device=x.device) / half)
     angles = positions[:, None] * speeds
-    cos, sin = (angles.cos(), angles.sin())
-    left, right = (x[..., :half], x[..., half:])
+    cos, sin = angles.cos(), angles.sin()
+    left, right = x[..., :half], x[..., half:]
     return torch.cat([left * cos - right * sin, left * sin + right * cos], dim=-1)
 
 

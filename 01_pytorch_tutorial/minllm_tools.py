@@ -129,7 +129,7 @@ def train(name, with_tool):
 
     torch.manual_seed(SEED)
     model = TinyGPT(len(VOCABULARY), LONGEST).to(device)
-    nn.init.normal_(model.wte.weight, std=0.02)
+    nn.init.normal_(model.wte.weight, std=0.02)  # minllm.py と同じ、小さな初期値
     nn.init.normal_(model.wpe.weight, std=0.02)
     optimizer = torch.optim.AdamW(model.parameters())
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=LEARNING_RATE, total_steps=STEPS)
@@ -158,7 +158,7 @@ def answer(model, text, tool):
         logits = model(torch.tensor([encode(text)]).to(device))  # (1, T) -> (1, T, vocab_size)
         text += VOCABULARY[logits[0, -1].argmax().item()]
         if text.endswith("="):  # 呼び出しを書き終えた
-            call = text[:-1].rpartition("<")[2]
+            call = text[:-1].rpartition("<")[2]  # 最後の < の後
             result = tool(call)
             if result is None:  # 断られたら、そこで終わる
                 break

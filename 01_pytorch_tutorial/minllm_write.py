@@ -145,7 +145,7 @@ characters = saved["characters"]  # トークン番号 n の文字は characters
 config = GPTConfig(**saved["config"])
 model = GPT(config)
 model.load_state_dict(saved["state_dict"])
-model = model.to(device).eval()
+model = model.to(device)
 V = len(characters)
 
 # %% 書き出し
