@@ -55,18 +55,20 @@ TOLERANCES = {
         "step": (40, 0.7),
         "update": (30, 0),
         "mean reward": (0, 1),
-        "37+97": (0, 10),  # 10 の位の崩れた答えは、実行ごとに違う
-        "24+97": (0, 10),
-        "20+97": (0, 10),
-        "09+53": (0, 10),
     },
     "minllm_tools": {"": (2, 0.3)},
     "mnist": {"": (0.2, 0.1)},
     "mnist_recipe": {"": (0.4, 0.01)},
     "mnist_ddp": {"": (0.15, 0.1), "largest difference between the weights": (0, 0.7)},
 }
-# 訓練したばかりの GPT の文章は、形だけを比べる（中身は、レッスンごとのテストが調べる）
-WRITES_TEXT = {"minllm_novel", "minllm_facts", "minllm_instruct", "minllm_lora"}
+# 訓練したばかりの GPT が書いた部分。行のほかの部分だけを比べる（中身は、レッスンごとのテストが調べる）
+JAPANESE = r"[^\x00-\x7f].*"
+WRITTEN = {
+    "minllm_novel": JAPANESE,
+    "minllm_facts": JAPANESE,
+    "minllm_instruct": JAPANESE,
+    "minllm_reward": r"=\d{3} .*",  # 24+97=111 (right: 121)
+}
 
 
 def text_of(document):
@@ -93,8 +95,8 @@ def distance(quoted, printed, name):
         return 0
     if name not in TOLERANCES:
         return float("inf")
-    if name in WRITES_TEXT:
-        quoted, printed = (re.sub(r"[^\x00-\x7f].*", "", line) for line in (quoted, printed))
+    if name in WRITTEN:
+        quoted, printed = (re.sub(WRITTEN[name], "", line) for line in (quoted, printed))
     words = [re.sub(r"\s+", " ", NUMBER.sub("0", line)) for line in (quoted, printed)]
     if words[0] != words[1]:
         return float("inf")
