@@ -180,4 +180,6 @@ if rank == 0:
     torch.save(model.state_dict(), f"{WEIGHTS}.tmp")  # ddp_model から取ると、キーの頭に module. が付く
     os.replace(f"{WEIGHTS}.tmp", WEIGHTS)
     print(f"saved: {WEIGHTS.name}")
+dist.barrier()  # 全プロセスがここに来るまで待つ
+del ddp_shared, ddp_model  # 通信を使う部品が残っていると、通信が閉じず、終了のときに落ちることがある
 dist.destroy_process_group()
