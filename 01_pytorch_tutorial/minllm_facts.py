@@ -73,8 +73,9 @@ def encode(questions):
 all_names = [" ".join(kana) for kana in product(KANA, repeat=3)]  # 8,000 通り
 names = [all_names[i] for i in torch.randperm(len(all_names)).tolist()]
 known = names[:NUM_KNOWN]
-unknown = names[NUM_KNOWN:][:NUM_UNKNOWN]
-refused = names[NUM_KNOWN + NUM_UNKNOWN :][:NUM_REFUSED]
+first_refused = NUM_KNOWN + NUM_UNKNOWN
+unknown = names[NUM_KNOWN:first_refused]
+refused = names[first_refused : first_refused + NUM_REFUSED]
 others = names[-NUM_READINGS:]
 known_towns = choose_towns(NUM_KNOWN)
 unknown_towns = choose_towns(NUM_UNKNOWN)
@@ -160,13 +161,14 @@ def evaluate(name, model, questions, towns):
 
 
 forged_towns = [TOWNS[TOWNS.index(town) - 1] for town in known_towns]  # 表で 1 つ前の、違う町
-true = [write_document(name, town) for name, town in zip(unknown, unknown_towns)]
-forged = [write_document(name, town) for name, town in zip(known, forged_towns)]
+true_documents = [write_document(name, town) for name, town in zip(unknown, unknown_towns)]
+forged_documents = [write_document(name, town) for name, town in zip(known, forged_towns)]
 ask_known = [ask(name) for name in known]
 ask_unknown = [ask(name) for name in unknown]
-ask_true = [ask(name, document) for name, document in zip(unknown, true)]
-ask_forged = [ask(name, document) for name, document in zip(known, forged)]
-ask_another = [ask(name, document) for name, document in zip(unknown, true[1:] + true[:1])]  # 次の人の資料
+ask_true = [ask(name, document) for name, document in zip(unknown, true_documents)]
+ask_forged = [ask(name, document) for name, document in zip(known, forged_documents)]
+next_documents = true_documents[1:] + true_documents[:1]  # 次の人の資料
+ask_another = [ask(name, document) for name, document in zip(unknown, next_documents)]
 print(f"{'':34s}right   unknown   wrong   copied  probability")
 known_probability = evaluate("(a) known", model_a, ask_known, known_towns)
 unknown_probability = evaluate("(a) never met", model_a, ask_unknown, unknown_towns)
@@ -231,19 +233,8 @@ left.set(xlabel="answers (%)")
 left.legend(loc="lower center", ncols=3, bbox_to_anchor=(0.5, 1))
 right.imshow(attention.numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
 right.axvspan(TOWN - 0.5, TOWN + 0.5, fill=False, edgecolor="#D55E00", linewidth=2)
-places = [
-    "document:",
-    "name 1",
-    "name 2",
-    "name 3",
-    "is from",
-    "town",
-    ".",
-    "name 1",
-    "name 2",
-    "name 3",
-    "?",
-]
+name_places = ["name 1", "name 2", "name 3"]
+places = ["document:", *name_places, "is from", "town", ".", *name_places, "?"]
 right.set_xticks(range(T), places, rotation=45)
 right.set_yticks(range(8), [f"layer {i // 4}, head {i % 4}" for i in range(8)])
 right.set_title("Where (c) looks to answer (dark = 1, white = 0)")

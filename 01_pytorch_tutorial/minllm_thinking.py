@@ -44,7 +44,7 @@ torch.manual_seed(SEED)
 
 # %% データ
 def running_parity(question):
-    """ "1011" なら "1101"。i 文字目は、左から i 個の中の 1 が奇数個なら 1、偶数個なら 0。"""
+    """ビットの並び "1011" なら "1101"。i 文字目は、左から i 個の中の 1 が奇数個なら 1、偶数個なら 0。"""
     written = ""
     parity = 0
     for bit in question:

@@ -166,7 +166,10 @@ def next_logits(idx):
 
 
 def probabilities_of(logits, temperature, top_k, top_p):
-    """ロジット (V,) -> 確率 (V,)。候補でない文字は 0 になる。top-p の出典: https://arxiv.org/abs/1904.09751"""
+    """ロジット (V,) -> 確率 (V,)。候補でない文字は 0 になる。
+
+    top-p の出典: https://arxiv.org/abs/1904.09751
+    """
     probabilities = torch.zeros_like(logits)  # (V,)
     if temperature == 0:  # 0 では割れないので、最も確率の高い 1 文字だけを残す
         probabilities[logits.argmax()] = 1
@@ -182,14 +185,13 @@ def probabilities_of(logits, temperature, top_k, top_p):
 
 # %% 表（書き出しの次の 1 文字。t は温度、k は top-k、p は top-p）
 logits = next_logits(idx)  # (V,)
-columns = {
-    "t=0.5": probabilities_of(logits, 0.5, V, 1),  # k が V なら、すべての文字が候補になる
-    "t=1": probabilities_of(logits, 1, V, 1),  # softmax の確率そのもの
-    "t=2": probabilities_of(logits, 2, V, 1),
-    "t=1,k=5": probabilities_of(logits, 1, 5, 1),
-    "t=1,p=0.5": probabilities_of(logits, 1, V, 0.5),
-    "this run": probabilities_of(logits, args.temperature, args.top_k, args.top_p),
-}
+columns = {}  # 列の名前 -> 確率 (V,)
+columns["t=0.5"] = probabilities_of(logits, 0.5, V, 1)  # k が V なら、すべての文字が候補になる
+columns["t=1"] = probabilities_of(logits, 1, V, 1)  # softmax の確率そのもの
+columns["t=2"] = probabilities_of(logits, 2, V, 1)
+columns["t=1,k=5"] = probabilities_of(logits, 1, 5, 1)
+columns["t=1,p=0.5"] = probabilities_of(logits, 1, V, 0.5)
+columns["this run"] = probabilities_of(logits, args.temperature, args.top_k, args.top_p)
 print(f"this run: t={args.temperature:g}, k={args.top_k}, p={args.top_p:g}")
 print("      rank" + "".join(f"{name:>10}" for name in columns))
 top_10 = logits.topk(10).indices  # (10,)

@@ -181,5 +181,5 @@ if rank == 0:
     os.replace(f"{WEIGHTS}.tmp", WEIGHTS)
     print(f"saved: {WEIGHTS.name}")
 dist.barrier()  # 全プロセスがここに来るまで待つ
-del ddp_shared, ddp_model  # 通信を使う部品が残っていると、通信が閉じず、終了のときに落ちることがある
+del ddp_shared, ddp_model  # 通信を使うものを捨ててから、通信を閉じる
 dist.destroy_process_group()
