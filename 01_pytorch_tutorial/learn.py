@@ -87,14 +87,11 @@ print(f"last loss {losses[-1]:.5f}, mean square of this noise {noise_mean_square
 epochs = range(1, EPOCHS + 1)
 colors = ["#0072B2", "#D55E00", "#009E73", "#CC79A7"]
 fig, (loss_axes, path_axes) = plt.subplots(1, 2, figsize=(10, 4.5), layout="constrained")
-zoom_axes = loss_axes.inset_axes([0.42, 0.35, 0.53, 0.38])  # 左の図の中に、終わりの部分を拡大して描く
-for axes in (loss_axes, zoom_axes):
-    axes.plot(epochs, losses, color="#0072B2", linewidth=2, label="training loss")
-    axes.axhline(noise_mean_square, color="black", linestyle="--", label="mean square of the noise")
+loss_axes.plot(epochs, losses, color="#0072B2", linewidth=2, label="training loss")
+loss_axes.axhline(noise_mean_square, color="black", linestyle="--", label="mean square of the noise")
 loss_axes.set(xlabel="epoch", ylabel="mean squared error (log scale)", yscale="log")
 loss_axes.set_title("the loss falls as far as the noise lets it")
 loss_axes.legend()
-zoom_axes.set(xlim=(20, EPOCHS), ylim=(0.98 * losses[-1], 1.04 * losses[-1]), title="the end, enlarged")
 for i in range(4):
     values = [parameters[i] for parameters in history]
     path_axes.plot(epochs, values, color=colors[i], linewidth=2, label=NAMES[i])

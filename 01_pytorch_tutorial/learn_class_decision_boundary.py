@@ -24,7 +24,6 @@ from torch import nn
 SEED = 0
 LEARNING_RATE = 0.1
 EPOCHS = 200
-GRID_SIZE = 200  # 格子の 1 辺の点の数
 PICTURE = Path(__file__).resolve().parent.parent / "images" / "learn_class_decision_boundary.png"
 
 device = torch.device(
@@ -89,8 +88,8 @@ print(f"misclassified: {train_wrong.sum().item()} of {len(train_wrong)} training
 print(f"{held_out_wrong.sum().item()} of {len(held_out_wrong)} held out")
 
 # %% 格子のすべての点で予測する
-muzzle_ticks = torch.linspace(0, 12.5, GRID_SIZE)  # 格子の横の目盛り（cm）: (200,)
-whisker_ticks = torch.linspace(0, 11, GRID_SIZE)  # 格子の縦の目盛り（cm）: (200,)
+muzzle_ticks = torch.linspace(0, 12.5, 200)  # 格子の横の目盛り（cm）: (200,)
+whisker_ticks = torch.linspace(0, 11, 200)  # 格子の縦の目盛り（cm）: (200,)
 # 行 i、列 j の点のマズル grid_muzzle[i, j] は muzzle_ticks[j]、ひげ grid_whiskers[i, j] は whisker_ticks[i]
 grid_muzzle, grid_whiskers = torch.meshgrid(muzzle_ticks, whisker_ticks, indexing="xy")  # (200, 200)
 grid = torch.stack([grid_muzzle, grid_whiskers], dim=2)  # (200, 200, 2)
@@ -104,7 +103,6 @@ filled = axes.contourf(muzzle_ticks, whisker_ticks, cat_probability, levels=10, 
 fig.colorbar(filled, label="P(cat)")
 # 格子の確率だけから描いた P(cat) = 0.5 の線に、式の直線を重ねる
 axes.contour(muzzle_ticks, whisker_ticks, cat_probability, levels=[0.5], colors="black", linewidths=4)
-axes.plot([], [], color="black", linewidth=4, label="P(cat) = 0.5 on the grid")  # contour は凡例に載らない
 axes.axline((0, intercept), slope=slope, color="#E69F00", linestyle="--", label="line from the weights")
 for label, name, marker, color in [(0, "dog", "o", "#B35806"), (1, "cat", "^", "#542788")]:
     animals = train_features[train_labels == label].cpu()  # (犬か猫の数, 2)
@@ -113,7 +111,7 @@ wrong = train_features[train_wrong].cpu()  # (誤りの数, 2)
 axes.scatter(wrong[:, 0], wrong[:, 1], s=110, facecolors="none", edgecolors="black", label="misclassified")
 axes.set(xlabel="muzzle length (cm)", ylabel="whisker length (cm)", xlim=(0, 12.5), ylim=(0, 11))
 axes.set_title("The decision boundary is a straight line")
-fig.legend(loc="outside lower center", ncols=5)
+fig.legend(loc="outside lower center", ncols=4)
 PICTURE.parent.mkdir(exist_ok=True)
 fig.savefig(PICTURE)
 print(f"saved: images/{PICTURE.name}")

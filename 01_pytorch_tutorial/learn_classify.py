@@ -109,12 +109,6 @@ for label in [0, 1]:  # 正解が犬の場合と、猫の場合
     by_torch = F.cross_entropy(new_logits[-1], torch.tensor(label))  # nn.CrossEntropyLoss と同じ計算
     print(f"if it is a {CLASSES[label]}: -ln {p:.4f} = {-math.log(p):.3f}, F.cross_entropy {by_torch:.3f}")
 
-# %% 確率は、2 つのロジットの差だけで決まる
-gap = cat_logit - dog_logit
-print(f"cat logit - dog logit = {gap:.3f}: P(cat) = {1 / (1 + math.exp(-gap)):.3f}")
-per_cm = (model.weight[1] - model.weight[0]).tolist()  # 特徴量が 1 cm 増えたときの、差の変化
-print(f"one more cm of muzzle adds {per_cm[0]:.2f} to it, of whiskers {per_cm[1]:.2f}")
-
 # %% なぜ -ln p で、1 - p ではないのか（正解の確率が 0.01 のとき、正解のロジットの勾配を比べる）
 for name in ["-ln p", "1 - p"]:
     logits = torch.tensor([math.log(0.01), math.log(0.99)], requires_grad=True)

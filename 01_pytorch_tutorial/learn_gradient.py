@@ -121,11 +121,8 @@ slope_axes.legend(loc="upper center")
 for axes, name in zip(walk_axes, LEARNING_RATES):
     heights = [loss_at(w).item() for w in walks[name]]
     axes.plot(walks[name], heights, ".-", color="#0072B2")
-    axes.plot(walks[name][0], heights[0], "o", color="#0072B2", markersize=9, label="start")
-    end = (walks[name][-1], heights[-1])
-    axes.plot(*end, "s", color="#D55E00", markersize=15, fillstyle="none", label=f"after {STEPS} steps")
+    axes.plot(walks[name][0], heights[0], "o", color="#0072B2", markersize=9)
     axes.set_title(f"learning rate {LEARNING_RATES[name]:.4g}: {name}")
-    axes.legend(loc="upper center")
 PICTURE.parent.mkdir(exist_ok=True)
 fig.savefig(PICTURE)
 print(f"saved: images/{PICTURE.name}")

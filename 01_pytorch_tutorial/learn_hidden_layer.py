@@ -29,7 +29,6 @@ NUM_HELD_OUT = 200
 HIDDEN = 6  # 隠れ層のユニット（出力の数値 1 つを計算するもの）の数
 LEARNING_RATE = 0.05
 EPOCHS = 300
-GRID_SIZE = 200  # 図の格子の 1 辺の点の数
 PICTURE = Path(__file__).resolve().parent.parent / "images" / "learn_hidden_layer.png"
 
 device = torch.device(
@@ -97,7 +96,6 @@ for name, outer in rules.items():
 
 # %% 確かめる: ReLU のない 2 層は、1 層にまとめられる
 # (x @ W1.T + b1) @ W2.T + b2 = x @ (W2 @ W1).T + (W2 @ b1 + b2)
-is_one_layer = {}
 for name in ["two layers", "two layers and ReLU"]:
     first = models[name][0]
     second = models[name][-1]
@@ -106,11 +104,10 @@ for name in ["two layers", "two layers and ReLU"]:
         bias = second.weight @ first.bias + second.bias  # (2, 6) @ (6,) + (2,) -> (2,)
         merged_logits = held_out_features @ weight.T + bias  # (200, 2)
         difference = (models[name](held_out_features) - merged_logits).abs().max().item()
-    is_one_layer[name] = difference < 1e-4
-    print(f"{name}: the same logits as the one layer W2 @ W1, within 1e-4: {is_one_layer[name]}")
+    print(f"{name}: the same logits as the one layer W2 @ W1, within 1e-4: {difference < 1e-4}")
 
 # %% 格子のすべての点で計算する
-ticks = torch.linspace(-3, 3, GRID_SIZE)  # (200,)
+ticks = torch.linspace(-3, 3, 200)  # (200,)
 grid_x, grid_y = torch.meshgrid(ticks, ticks, indexing="xy")  # どちらも (200, 200)
 grid = torch.stack([grid_x, grid_y], dim=2).to(device)  # (200, 200, 2)
 with torch.no_grad():
@@ -135,10 +132,7 @@ for axes, name in [(straight_axes, "two layers"), (bent_axes, "two layers and Re
 for unit in range(HIDDEN):
     values = unit_values[:, :, unit]  # (200, 200)
     if values.min() < 0 < values.max():  # ユニットの値が 0 になる直線が、図の中を通る
-        zero = bent_axes.contour(ticks, ticks, values, levels=[0], colors="#0072B2", linestyles="--")
-        line = zero.get_paths()[0].vertices  # 直線の上の点: (N, 2)
-        x, y = line[len(line) // 10]  # 端に近い点
-        bent_axes.text(x, y, f"{unit}", color="#0072B2", backgroundcolor="white", ha="center", va="center")
+        bent_axes.contour(ticks, ticks, values, levels=[0], colors="#0072B2", linestyles="--")
 PICTURE.parent.mkdir(exist_ok=True)
 fig.savefig(PICTURE)
 print(f"saved: images/{PICTURE.name}")

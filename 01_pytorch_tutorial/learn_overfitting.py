@@ -32,7 +32,6 @@ HIDDEN = 100  # 2 つの隠れ層のユニットの数
 LEARNING_RATES = [0.001, 0.01, 0.1]  # この中から検証データで選ぶ
 EPOCHS = 600
 USE_TEST = True  # 設定を変えて試す間は False にする
-GRID_SIZE = 200  # 図の格子の 1 辺の点の数
 PICTURE = Path(__file__).resolve().parent.parent / "images" / "learn_overfitting.png"
 
 device = torch.device(
@@ -96,10 +95,8 @@ print(f"chosen by validation: learning rate {chosen_rate}, epoch {chosen_epoch}"
 last_model = last_models[chosen_rate]
 last_train_loss = train_losses[chosen_rate][-1]
 last_validation_loss = validation_losses[chosen_rate][-1]
-print(
-    f"after epoch {EPOCHS}: training loss {last_train_loss:.4f}, validation loss {last_validation_loss:.2f}"
-)
-
+print(f"after epoch {EPOCHS}: training loss {last_train_loss:.4f}, ", end="")
+print(f"validation loss {last_validation_loss:.2f}")
 
 # %% 確かめる: その検証の損失を、1 点ずつの -ln p から計算する
 with torch.no_grad():
@@ -141,9 +138,8 @@ axes["loss"].plot(epochs, chosen_losses, color="#D55E00", label="validation loss
 axes["loss"].plot(epochs, train_losses[chosen_rate], color="#0072B2", label="training loss")
 axes["loss"].axvline(chosen_epoch, color="black", linestyle="--", label=f"chosen: epoch {chosen_epoch}")
 axes["loss"].set(xlabel="epoch (log scale)", ylabel="cross-entropy", xscale="log", ylim=(0, 1.5))
-axes["loss"].set_title(f"learning rate {chosen_rate}: the validation loss is lowest at epoch {chosen_epoch}")
 axes["loss"].legend(loc="upper left")
-ticks = torch.linspace(-3.5, 3.5, GRID_SIZE)  # (200,)
+ticks = torch.linspace(-3.5, 3.5, 200)  # (200,)
 grid_x, grid_y = torch.meshgrid(ticks, ticks, indexing="xy")  # どちらも (200, 200)
 grid = torch.stack([grid_x, grid_y], dim=2).to(device)  # (200, 200, 2)
 for name, epoch, model in [("chosen", chosen_epoch, chosen_model), ("last", EPOCHS, last_model)]:

@@ -257,7 +257,6 @@ for axes, (name, shown) in zip(both_axes, panels):
     picture = axes.imshow(shown.numpy(), cmap="Blues", norm="log", vmin=1e-4, vmax=1)
     axes.set(title=name, xlabel="position of the changed token", ylabel="position of the logits")
 fig.colorbar(picture, ax=both_axes, label="largest change of a logit")
-fig.suptitle("One token is changed. White: no logit changes")
 PICTURE.parent.mkdir(exist_ok=True)
 fig.savefig(PICTURE)
 print(f"saved: images/{PICTURE.name}")

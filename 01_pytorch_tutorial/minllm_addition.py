@@ -202,8 +202,6 @@ optimizer = torch.optim.AdamW(model.parameters())
 # 学習率を、初めの 3 割で最大値まで上げ、残りでほぼ 0 まで下げる。出典: https://arxiv.org/abs/1708.07120
 scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=LEARNING_RATE, total_steps=STEPS)
 losses = []  # 毎ステップの訓練の損失
-checked_steps = []  # held-out を解かせたステップ
-exact_matches = []  # そのときの正解率（%）
 for step in range(1, STEPS + 1):
     batch = torch.randint(len(train_data), (BATCH_SIZE,)).to(device)  # 足し算の番号 (B,)
     sums = train_data[batch]  # (B, 9)
@@ -222,8 +220,6 @@ for step in range(1, STEPS + 1):
         written = generate(held_out[:, :PROMPT_LENGTH])  # (N, 6) -> (N, 9)
         correct = (written == held_out).all(dim=1)  # (N,)、9 文字がすべて一致すれば True
         exact_match = 100 * correct.float().mean().item()
-        checked_steps.append(step)
-        exact_matches.append(exact_match)
         print(f"step {step:4d}  loss {loss.item():.3f}  held-out {exact_match:5.1f}%", flush=True)
 print(f"held-out exact match: {exact_match:.1f}% of {len(held_out)} sums")
 
@@ -266,25 +262,19 @@ for i in range(ANSWER_LENGTH):
     print(f"to write the {place:8s} {weights[TENS].sum():.2f}  {weights[ONES].sum():.2f}")
 
 # %% 図
-fig = plt.figure(figsize=(8.5, 7), layout="constrained")
-upper, lower = fig.subfigures(2, 1)
-loss_axes, exact_axes = upper.subplots(1, 2)
-loss_axes.plot(range(1, STEPS + 1), losses, linewidth=0.8, color="#0072B2")
-loss_axes.set(title="Training", xlabel="step", ylabel="cross-entropy loss", yscale="log")
-exact_axes.plot(checked_steps, exact_matches, "o-", color="#D55E00")
-exact_axes.set(title="Held-out sums", xlabel="step", ylabel="exact match (%)", ylim=(-3, 103))
-maps = lower.subplots(1, ANSWER_LENGTH, sharey=True)
+rows = [["loss", "loss", "loss"], ["hundreds", "tens", "ones"]]
+fig, axes = plt.subplot_mosaic(rows, figsize=(8.5, 7), layout="constrained")
+axes["loss"].plot(range(1, STEPS + 1), losses, linewidth=0.8, color="#0072B2")
+axes["loss"].set(title="Training", xlabel="step", ylabel="cross-entropy loss", yscale="log")
 for i in range(ANSWER_LENGTH):
     place, columns = panels[i]
     weights = mean_attention[:, PROMPT_LENGTH - 1 + i]  # (n_head, 8)、各行の和は 1
-    maps[i].imshow(weights.numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axes[place].imshow(weights.numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for column in columns:
-        maps[i].axvspan(column - 0.5, column + 0.5, fill=False, edgecolor="#D55E00", linewidth=2)
-    maps[i].set(title=f"writing the {place}", xlabel="character looked at")
-    maps[i].set_xticks(range(len(COLUMNS)), COLUMNS)
-    maps[i].set_yticks(range(len(weights)))
-maps[0].set_ylabel("head")
-lower.suptitle("Attention of layer 0, mean of the held-out sums (dark = 1, white = 0)")
+        axes[place].axvspan(column - 0.5, column + 0.5, fill=False, edgecolor="#D55E00", linewidth=2)
+    axes[place].set(title=f"writing the {place}", xlabel="character looked at", ylabel="head")
+    axes[place].set_xticks(range(len(COLUMNS)), COLUMNS)
+    axes[place].set_yticks(range(len(weights)))
 PICTURE.parent.mkdir(exist_ok=True)
 fig.savefig(PICTURE)
 print(f"saved: images/{PICTURE.name}")

@@ -58,13 +58,7 @@ show("averages", equal_weights @ x)  # (T, T) @ (T, 2) -> (T, 2)。行 i は、�
 query = x @ torch.tensor(W_QUERY).T  # 何を探すか。バイアスのない nn.Linear と同じ計算: (T, 2) -> (T, 2)
 key = x @ torch.tensor(W_KEY).T  # 何を持つか
 value = x @ torch.tensor(W_VALUE).T  # 渡す中身
-print("token  x       query   key     value")
-for i in range(T):
-    row = f"{TOKENS[i]:5s}"
-    for vector in (x[i], query[i], key[i], value[i]):
-        first, second = vector.tolist()
-        row += f"  ({first:.0f}, {second:.0f})"
-    print(row)
+show("query", query)
 
 # 最後のトークン chase の 1 行を、電卓でもできる計算で求める
 head_size = 2  # query と key の長さ
@@ -105,7 +99,7 @@ def attend(query, key, value, causal):
     return attention @ value, attention
 
 
-open_output, open_attention = attend(query, key, value, causal=False)
+_, open_attention = attend(query, key, value, causal=False)
 output, attention = attend(query, key, value, causal=True)
 show("attention without the mask", open_attention)
 show("attention with the mask", attention)
@@ -116,9 +110,7 @@ compare("all rows, and F.scaled_dot_product_attention", output, by_torch)
 
 # %% 4. 1 段の注意では、順序が分からない
 swapped = [1, 0, 2]  # mice cats chase（ネズミ 猫 追う）
-open_moved, _ = attend(query[swapped], key[swapped], value[swapped], causal=False)
 moved, _ = attend(query[swapped], key[swapped], value[swapped], causal=True)
-compare("swap cats and mice, no mask, outputs swap too", open_moved, open_output[swapped])
 compare("swap cats and mice, mask, output of chase stays", moved[2], output[2])
 
 # %% 5. √head_size で割る理由
@@ -142,11 +134,6 @@ panels = [
 fig, all_axes = plt.subplots(1, 3, figsize=(11, 4), layout="constrained")
 for axes, (name, weights) in zip(all_axes, panels):
     axes.imshow(weights.numpy(), cmap="Blues", vmin=0, vmax=1)
-    for row in range(T):
-        for column in range(T):
-            weight = weights[row, column].item()
-            color = "white" if weight > 0.5 else "black"
-            axes.text(column, row, f"{weight:.2f}", ha="center", va="center", color=color)
     axes.set_xticks(range(T), TOKENS)
     axes.set_yticks(range(T), TOKENS)
     axes.set(title=name, xlabel="token looked at", ylabel="token that looks")

@@ -154,13 +154,10 @@ rule_accuracy = 100 * hits / (len(idx) * (BLOCK_SIZE - FIRST))
 print(f"say the most frequent token so far: {rule_accuracy:.1f}%")
 
 # %% 図
-panels = [  # モデルの名前、描くヘッドの番号、答えが何個前にあるか
-    ("1 head, 3 back", 0, [3]),
-    ("1 head, 3 back, no positions", 0, [3]),
-    ("1 head, 1 and 3 back", 0, [1, 3]),
-    ("2 heads, 1 and 3 back", 0, [1, 3]),
-    ("2 heads, 1 and 3 back", 1, [1, 3]),
-]
+panels = []  # モデルの名前、描くヘッドの番号、答えが何個前にあるか
+for name, n_head, _, distances in experiments:
+    for number in range(n_head):
+        panels.append((name, number, distances))
 fig, grid = plt.subplots(2, 3, figsize=(12, 8.5), layout="constrained")
 fig.suptitle("Attention of one head (dark = 1, white = 0). Circles: where the answers stand")
 grid[1, 2].axis("off")  # 区画は 6 つ、描くのは 5 つである

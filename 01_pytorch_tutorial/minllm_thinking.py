@@ -68,7 +68,7 @@ def decode(tokens):
 
 
 def tokens_of(questions, write_answer):
-    """問題のリスト -> 「問題=答え」のトークン番号 (N, 18) か (N, 33)。"""
+    """N 個の問題のリスト -> 「問題=答え」のトークン番号 (N, 18) か (N, 33)。"""
     texts = [question + "=" + write_answer(question) for question in questions]
     return torch.tensor([encode(text) for text in texts]).to(device)
 
@@ -133,9 +133,8 @@ def accuracy_of(answers, correct):
 # %% 訓練
 def train(name, write_answer, steps):
     """訓練したモデルと、訓練半ばのモデルと、{ステップ: held-out の正解率（%）} を返す。"""
-    train_data = tokens_of(train_questions, write_answer)
-    held_out = tokens_of(held_out_questions, write_answer)
-    answer_length = train_data.shape[1] - PROMPT_LENGTH  # 1 か 16
+    held_out = tokens_of(held_out_questions, write_answer)  # (300, 18) か (300, 33)
+    answer_length = held_out.shape[1] - PROMPT_LENGTH  # 1 か 16
 
     torch.manual_seed(SEED)  # どちらの書き方も、同じ重みから始め、同じ順に同じ問題を見る
     model = TinyGPT(len(VOCABULARY), block_size=2 * NUM_BITS).to(device)
@@ -144,8 +143,8 @@ def train(name, write_answer, steps):
     optimizer = torch.optim.AdamW(model.parameters())
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=LEARNING_RATE, total_steps=steps)
     for step in range(1, steps + 1):
-        batch = torch.randint(len(train_data), (BATCH_SIZE,)).to(device)  # 問題の番号 (B,)
-        texts = train_data[batch]  # (B, 18) か (B, 33)
+        batch = torch.randint(len(train_questions), (BATCH_SIZE,)).tolist()  # 問題の番号
+        texts = tokens_of([train_questions[i] for i in batch], write_answer)  # (B, 18) か (B, 33)
         logits = model(texts[:, :-1])  # どの位置も、その次の文字を予測する
         answer_logits = logits[:, -answer_length:]  # (B, 1, 3) か (B, 16, 3)。問題の部分の予測は使わない
         loss = F.cross_entropy(answer_logits.flatten(0, 1), texts[:, -answer_length:].flatten())

@@ -129,29 +129,19 @@ print(f"unseen: {len(unseen)} characters, {len(ids)} tokens, {ratio:.2f} charact
 
 # %% 日本語と英語と絵文字
 SENTENCES = ["吾輩は猫である。名前はまだ無い。", "I am a cat. As yet I have no name.", "猫😺"]
-num_bytes = []  # 文ごとの、バイトの個数
-num_tokens = []  # 文ごとの、トークンの個数
 for sentence in SENTENCES:
     ids = encode(sentence)
-    num_bytes.append(len(sentence.encode("utf-8")))
-    num_tokens.append(len(ids))
+    num_bytes = len(sentence.encode("utf-8"))
     print(show(ids))
-    print(f"{len(sentence)} characters, {num_bytes[-1]} bytes, {num_tokens[-1]} tokens")
+    print(f"{len(sentence)} characters, {num_bytes} bytes, {len(ids)} tokens")
 
 # %% 図
-fig, (curve_axes, bar_axes) = plt.subplots(1, 2, figsize=(10, 4.5), width_ratios=[3, 2], layout="constrained")
-curve_axes.plot(chars_per_token, color="#0072B2", linewidth=2)
-curve_axes.axhline(1, color="#D55E00", linestyle="--", label="one token = one character")
-curve_axes.set(xlabel="merges", ylabel="characters per token", ylim=(0, None))
-curve_axes.set_title("each merge makes the tokens longer")
-curve_axes.legend(loc="lower right")
-bytes_bars = bar_axes.bar([0, 3], num_bytes[:2], color="0.75", label="bytes")
-tokens_bars = bar_axes.bar([1, 4], num_tokens[:2], color="#0072B2", label="tokens")
-bar_axes.bar_label(bytes_bars)
-bar_axes.bar_label(tokens_bars)
-bar_axes.set_xticks([0.5, 3.5], ["Japanese sentence", "English sentence"])
-bar_axes.set_title("only the language it learned gets shorter")
-bar_axes.legend(loc="upper right")
+fig, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+axes.plot(chars_per_token, color="#0072B2", linewidth=2)
+axes.axhline(1, color="#D55E00", linestyle="--", label="one token = one character")
+axes.set(xlabel="merges", ylabel="characters per token", ylim=(0, None))
+axes.set_title("each merge makes the tokens longer")
+axes.legend(loc="lower right")
 PICTURE.parent.mkdir(exist_ok=True)
 fig.savefig(PICTURE)
 print(f"saved: images/{PICTURE.name}")

@@ -266,9 +266,8 @@ lengths = []  # ものさし: 訓練に使わなかった、同じ長さの 40 �
 for start in range(0, 40 * stride, stride):
     passage = held_out_text[start : start + args.count]
     lengths.append(len(longest_run(passage)))
-print(
-    f"in 40 held-out passages of {args.count}: {min(lengths)} to {max(lengths)}, mean {sum(lengths) / 40:.1f}"
-)
+mean = sum(lengths) / 40
+print(f"in 40 held-out passages of {args.count}: {min(lengths)} to {max(lengths)}, mean {mean:.1f}")
 
 # %% 図
 fig, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")

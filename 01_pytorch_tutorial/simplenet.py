@@ -13,14 +13,10 @@
 """
 
 # %% 準備
-from pathlib import Path
-
-import matplotlib.pyplot as plt
 import torch
 from torch import nn
 
 SEED = 0  # 乱数のシード。同じシードからは同じ乱数が出る
-PICTURE = Path(__file__).resolve().parent.parent / "images" / "simplenet.png"
 
 torch.manual_seed(SEED)
 
@@ -49,24 +45,3 @@ by_hand = x @ weight.T + bias  # (4, 3) @ (3, 2) + (2,) -> (4, 2)。W.T は W �
 difference = (y - by_hand).abs().max().item()  # 丸めの違いは 1e-7 ほど
 print(f"x @ W.T + b:\n{by_hand}")
 print(f"largest difference between layer(x) and x @ W.T + b below 1e-6: {difference < 1e-6}")
-
-# %% 図（最後のサンプル）
-fig, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-for i in range(3):
-    axes.text(0, -i, f"x[3, {i}] = {x[3, i]:.0f}", ha="right", va="center", fontsize=13)
-for j, color in enumerate(["#0072B2", "#D55E00"]):
-    height = -0.5 - j  # 出力 j の高さ。入力 i の高さは -i
-    axes.text(3, height, f"y[3, {j}] = {y[3, j]:.4f}", color=color, va="center", fontsize=13)
-    axes.text(3, height - 0.2, f"bias {bias[j]:.4f} is added", color=color, va="center")
-    for i in range(3):
-        arrow = {"arrowstyle": "->", "color": color, "linewidth": 1.5}
-        axes.annotate("", xy=(2.9, height), xytext=(0.1, -i), arrowprops=arrow)
-        label_height = -i + 0.25 * (height + i)  # 入力から出力までの 1/4 の所
-        label = f"{weight[j, i]:.4f}"
-        axes.text(0.65, label_height, label, color=color, va="center", backgroundcolor="white")
-axes.set(xlim=(-1, 4.5), ylim=(-2.3, 0.3), title="one color = one row of W = one output")
-axes.axis("off")
-PICTURE.parent.mkdir(exist_ok=True)
-fig.savefig(PICTURE)
-print(f"saved: images/{PICTURE.name}")
-plt.show()

@@ -111,12 +111,9 @@ def test_learn_stops_just_under_the_mean_square_of_the_noise(run, seed):
     assert 0.96 < ratio < 1  # 4 つの値が 500 個の雑音に合う分は、平均で 4 / 500
 
 
-def test_learn_draws_the_losses_their_end_and_the_way_to_the_true_values(run):
+def test_learn_draws_the_losses_and_the_way_to_the_true_values(run):
     lesson = run("learn")
-    for axes in (lesson.loss_axes, lesson.zoom_axes):
-        np.testing.assert_allclose(axes.lines[0].get_ydata(), lesson.losses)
-    low, high = lesson.zoom_axes.get_ylim()
-    assert low < lesson.losses[-1] < lesson.noise_mean_square < high
+    np.testing.assert_allclose(lesson.loss_axes.lines[0].get_ydata(), lesson.losses)
     drawn = {line.get_label(): line.get_ydata() for line in lesson.path_axes.lines}
     for name, learned, true in zip(lesson.NAMES, lesson.learned, [2, -3, 0.5, 1]):
         assert drawn[name][-1] == pytest.approx(learned)
@@ -137,12 +134,6 @@ def test_classify_is_right_on_animals_it_has_not_seen(run, seed):
 
 
 @every_seed
-def test_classify_reads_the_weights_as_the_data_were_made(run, seed):
-    muzzle, whiskers = run("learn_classify", SEED=seed).per_cm
-    assert muzzle < -1 and whiskers > 1  # マズルは犬のほうが、ひげは猫のほうが長い
-
-
-@every_seed
 def test_classify_shows_the_loss_of_one_animal_by_formula(run, seed):
     lesson = run("learn_classify", SEED=seed)
     probabilities = lesson.new_logits[3].softmax(dim=0)
@@ -154,8 +145,6 @@ def test_classify_shows_the_loss_of_one_animal_by_formula(run, seed):
         assert float(p) == pytest.approx(probability.item(), abs=1e-4)
         assert float(by_hand) == pytest.approx(float(by_torch), abs=1e-3)
         assert float(by_hand) == pytest.approx(-math.log(probability), abs=1e-3)
-    from_gap = re.search(r"cat logit - dog logit = \S+: P\(cat\) = (\S+)", lesson.stdout)[1]
-    assert float(from_gap) == pytest.approx(probabilities[1].item(), abs=1e-3)
 
 
 def test_classify_draws_the_losses_against_the_probability_and_the_gap(run):
@@ -232,9 +221,9 @@ def test_hidden_layer_needs_relu(run, seed):
 @every_seed
 def test_hidden_layer_two_layers_are_one_only_without_relu(run, seed):
     lesson = run("learn_hidden_layer", SEED=seed)
-    assert lesson.is_one_layer == {"two layers": True, "two layers and ReLU": False}
     x = 10 * torch.randn(3, 2)
-    for name, same in lesson.is_one_layer.items():
+    for name, same in {"two layers": True, "two layers and ReLU": False}.items():
+        assert f"{name}: the same logits as the one layer W2 @ W1, within 1e-4: {same}\n" in lesson.stdout
         middle = lesson.models[name]((x[0] + x[1]) / 2)  # 1 層なら、中点のロジットはロジットの中点になる
         mean = (lesson.models[name](x[0]) + lesson.models[name](x[1])) / 2
         assert torch.allclose(middle, mean, atol=1e-4, rtol=1e-4) == same
@@ -259,14 +248,16 @@ def test_hidden_layer_boundary_bends_only_where_a_unit_s_line_crosses_it(run, se
 
 
 @every_seed
-def test_hidden_layer_numbers_each_unit_s_line(run, seed):
+def test_hidden_layer_draws_each_unit_s_line(run, seed):
     lesson = run("learn_hidden_layer", SEED=seed)
     lines = [c for c in lesson.bent_axes.collections if list(getattr(c, "levels", [])) == [0]]
-    numbers = [int(text.get_text()) for text in lesson.bent_axes.texts]
-    assert len(lines) == len(set(numbers)) >= 3
-    for unit, line in zip(numbers, lines):
+    units = set()
+    for line in lines:
         vertices = torch.tensor(line.get_paths()[0].vertices, dtype=torch.float)
-        assert lesson.with_relu[0](vertices)[:, unit].abs().max() < 1e-3
+        values = lesson.with_relu[0](vertices).abs().amax(dim=0)  # ユニットごとの、線の上での最大
+        assert values.min() < 1e-3
+        units.add(values.argmin().item())
+    assert len(lines) == len(units) >= 3
     for axes in (lesson.straight_axes, lesson.bent_axes):
         assert len(class_points(axes)) == lesson.NUM_TRAIN
 

@@ -22,20 +22,20 @@ OWN_PROCESSES = "mnist_ddp"  # test_mnist_ddp.py が、いくつものプロセ�
 QUICK = {  # 訓練の長いレッスンを短く済ませる定数
     "minllm_addition": {"STEPS": 20},
     "minllm_tokenizer": {"NUM_MERGES": 20},
-    "minllm_novel": {"EPOCHS": 1, "BATCH_SIZE": 256, "n_embd": 16},
-    "minllm_llama": {"EPOCHS": 1, "BATCH_SIZE": 256},
-    "minllm_cache": {"COUNT": 80},
+    "minllm_novel": {"EPOCHS": 1, "BATCH_SIZE": 256, "MIN_COUNT": 300, "n_embd": 16},
+    "minllm_llama": {"EPOCHS": 1, "BATCH_SIZE": 256, "MIN_COUNT": 300, "hidden_size": 16},
+    "minllm_cache": {"COUNT": 48},
     "minllm_scaling": {"WIDTHS": (16, 32, 64), "TRAIN_WINDOWS": 80, "SEEDS": (0,)},
     "minllm_instruct": {"STEPS": 20, "NUM_HELD_OUT_WORDS": 50},
     "minllm_lora": {"STEPS": 20, "NUM_HELD_OUT_WORDS": 50},
     "minllm_facts": {"STEPS": 20},
-    "minllm_thinking": {"STEPS": 20, "NUM_HELD_OUT": 40, "NUM_SAMPLES": 3},
-    "minllm_reward": {"STEPS": 20, "UPDATES": 20, "ONES_UPDATES": 20},
-    "minllm_tools": {"STEPS": 20, "NUM_HELD_OUT_PAIRS": 50},
+    "minllm_thinking": {"STEPS": 8, "NUM_HELD_OUT": 20, "NUM_SAMPLES": 3},
+    "minllm_reward": {"STEPS": 20, "UPDATES": 20, "ONES_UPDATES": 20, "NUM_HELD_OUT_PAIRS": 20},
+    "minllm_tools": {"STEPS": 20, "NUM_HELD_OUT_PAIRS": 5},
     "mnist": {"EPOCHS": {"mlp": 1, "cnn": 1}},
     "learn_overfitting": {"EPOCHS": 20},
     "minllm_heads": {"STEPS": 20},
-    "mnist_recipe": {"EPOCHS": 1, "VALIDATION_SIZE": 50_000},
+    "mnist_recipe": {"EPOCHS": 1, "VALIDATION_SIZE": 50_000, "SEEDS": [0]},
 }
 
 

@@ -11,13 +11,13 @@ def test_attention_of_three_tokens_equals_numpy(run):
     matrices = lesson.W_QUERY, lesson.W_KEY, lesson.W_VALUE
     query, key, value = (np.array(lesson.X) @ np.array(matrix).T for matrix in matrices)
     exponentials = np.exp(query @ key.T / 2**0.5)
-    for weights, output, unseen in (
-        (lesson.open_attention, lesson.open_output, exponentials),
-        (lesson.attention, lesson.output, np.tril(exponentials)),
+    for weights, unseen in (
+        (lesson.open_attention, exponentials),
+        (lesson.attention, np.tril(exponentials)),
     ):
         expected = unseen / unseen.sum(axis=1, keepdims=True)
         np.testing.assert_allclose(weights, expected, atol=1e-6)
-        np.testing.assert_allclose(output, expected @ value, atol=1e-6)
+    np.testing.assert_allclose(lesson.output, expected @ value, atol=1e-6)
     np.testing.assert_allclose(lesson.hand_weights, expected[2], atol=1e-6)
 
 
@@ -26,8 +26,6 @@ def test_attention_picture_shows_the_weights(run):
     drawn = lesson.equal_weights, lesson.open_attention, lesson.attention
     for axes, weights in zip(drawn_images(lesson.fig), drawn, strict=True):
         np.testing.assert_array_equal(axes.images[0].get_array(), weights)
-        written = [float(text.get_text()) for text in axes.texts]
-        np.testing.assert_allclose(written, weights.flatten(), atol=0.005)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
