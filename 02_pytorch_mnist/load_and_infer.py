@@ -26,8 +26,6 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.datasets import MNIST
 
-COLUMNS = 10  # 図の 1 行に描く枚数
-MAX_DRAWN = 100  # 描く枚数の上限
 HERE = Path(__file__).resolve().parent
 
 if hasattr(sys.stdout, "reconfigure"):  # Jupyter の stdout にはない
@@ -123,35 +121,29 @@ for i in range(len(labels)):
         print(f"#{start + i} true {labels[i]} predicted {predictions[i]} ({probabilities[i]:.1%})")
 correct = is_correct.sum().item()
 incorrect = len(labels) - correct
-accuracy = 100 * correct / len(labels)
-print(f"Correct: {correct}  Incorrect: {incorrect}  (accuracy {accuracy:.2f}%)")
+print(f"Correct: {correct}  Incorrect: {incorrect}  (accuracy {100 * correct / len(labels):.2f}%)")
 
-# %% 確かめる: 最も迷った画像のロジットと確率を、ファイルの重みから自分で計算する
-i = probabilities.argmin().item()
+# %% 確かめる: 最も迷った画像のロジットと確率を、ファイルの重みから自分で計算する（MLP のとき）
 if model_type == "mlp":
+    i = probabilities.argmin().item()
     x = images[i].flatten()  # (1, 28, 28) -> (784,)
     hidden = F.relu(state_dict["fc1.weight"] @ x + state_dict["fc1.bias"])  # (100, 784) @ (784,) -> (100,)
     weight, bias = state_dict["fc2.weight"], state_dict["fc2.bias"]  # (10, 100) と (10,)
-else:  # CNN は、最後の全結合層だけを自分で計算する
-    before_last = nn.Sequential(model.features, model.classifier[:3])
-    hidden = before_last(images[i : i + 1].to(device))[0].detach().cpu()  # (1, 1, 28, 28) -> (128,)
-    weight, bias = state_dict["classifier.3.weight"], state_dict["classifier.3.bias"]  # (10, 128) と (10,)
-by_hand = []  # 10 個のロジット
-for digit in range(10):
-    products = weight[digit] * hidden
-    by_hand.append((products.sum() + bias[digit]).item())
-exponentials = [math.exp(logit) for logit in by_hand]
-probability = max(exponentials) / sum(exponentials)
-print(f"#{start + i} logits by hand:", " ".join(f"{logit:.1f}" for logit in by_hand))
-print(f"largest probability by hand {probability:.1%}, by the model {probabilities[i]:.1%}")
+    by_hand = []  # 10 個のロジット
+    for digit in range(10):
+        products = weight[digit] * hidden
+        by_hand.append((products.sum() + bias[digit]).item())
+    exponentials = [math.exp(logit) for logit in by_hand]
+    probability = max(exponentials) / sum(exponentials)
+    print(f"#{start + i} logits by hand:", " ".join(f"{logit:.1f}" for logit in by_hand))
+    print(f"largest probability by hand {probability:.1%}, by the model {probabilities[i]:.1%}")
 
 # %% 図
-num_drawn = min(len(images), MAX_DRAWN)
-rows = math.ceil(num_drawn / COLUMNS)
-fig = plt.figure(figsize=(10, 0.5 + 1.4 * rows), layout="constrained")
-fig.suptitle(f"{model_type.upper()}: {correct} correct, {incorrect} incorrect ({num_drawn} drawn)")
+num_drawn = min(len(images), 100)  # 描くのは 100 枚まで
+rows = math.ceil(num_drawn / 10)  # 1 行に 10 枚
+fig = plt.figure(figsize=(10, 1.4 * rows), layout="constrained")
 for i in range(num_drawn):
-    axes = fig.add_subplot(rows, COLUMNS, i + 1, xticks=[], yticks=[])
+    axes = fig.add_subplot(rows, 10, i + 1, xticks=[], yticks=[])
     axes.imshow(images[i, 0].numpy(), cmap="gray_r", vmin=0, vmax=1)  # 0 を白、1 を黒で描く
     color, linewidth = ("#0072B2", 1) if is_correct[i] else ("#D55E00", 4)
     axes.spines[:].set(color=color, linewidth=linewidth)

@@ -119,7 +119,7 @@ total_steps = epochs * steps_per_epoch
 optimizer = torch.optim.AdamW(model.parameters(), weight_decay=weight_decay, fused=True)
 scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps)
 batch_losses, rates = [], []  # 更新ごとの、訓練の損失と学習率
-test_losses, test_accuracies = [], []  # エポックごとの、テスト画像での損失と正解率
+test_losses = []  # エポックごとの、テスト画像での損失
 for epoch in range(1, epochs + 1):
     model.train()
     order = torch.randperm(len(train_images))  # エポックごとに順番を変える
@@ -149,7 +149,6 @@ for epoch in range(1, epochs + 1):
     predictions = test_logits.argmax(dim=1)  # (10000, 10) -> (10000,)
     test_accuracy = 100 * (predictions == test_labels).float().mean().item()
     test_losses.append(test_loss)
-    test_accuracies.append(test_accuracy)
     print(f"epoch {epoch}/{epochs}  train loss {train_loss:.4f}", end="")
     print(f"  test loss {test_loss:.4f}  test accuracy {test_accuracy:.2f}%", flush=True)
 
@@ -178,16 +177,13 @@ print(f"AdamW {weight[0, 0]:+.6f}; all {weight.numel()} as by hand, to 1e-6: {(d
 
 # %% 図
 fig, axes = plt.subplots(2, 1, sharex=True, figsize=(8, 6), height_ratios=[2, 1], layout="constrained")
-steps = range(1, total_steps + 1)
 losses = torch.stack(batch_losses).cpu().numpy()
-axes[0].plot(steps, losses, color="#56B4E9", linewidth=0.5, alpha=0.5, label="one mini-batch, shifted")
+axes[0].plot(losses, color="#56B4E9", linewidth=0.5, alpha=0.5, label="one mini-batch, shifted")
 epoch_ends = range(steps_per_epoch, total_steps + 1, steps_per_epoch)
-axes[0].plot(epoch_ends, test_losses, "o", color="#D55E00", label="test images, with the accuracy")
-for x, y, accuracy in zip(epoch_ends, test_losses, test_accuracies):
-    axes[0].text(x, 0.9 * y, f"{accuracy:.1f}%", ha="right", va="top", weight="bold")
+axes[0].plot(epoch_ends, test_losses, "o", color="#D55E00", label="test images")
 axes[0].set(ylabel="cross-entropy loss", yscale="log", title=f"{model_type.upper()}: loss at every update")
 axes[0].legend()
-axes[1].plot(steps, rates, color="#009E73")
+axes[1].plot(rates, color="#009E73")
 axes[1].set(xlabel="update", ylabel="learning rate")
 PICTURE.parent.mkdir(exist_ok=True)
 fig.savefig(PICTURE)

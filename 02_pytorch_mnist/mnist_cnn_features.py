@@ -26,7 +26,6 @@ from torchvision.datasets import MNIST
 
 SHOWN = 4  # 段ごとに描く数
 HERE = Path(__file__).resolve().parent
-WEIGHTS = HERE / "mnist_cnn.pth"
 PICTURE = HERE.parent / "images" / "mnist_cnn_features.png"
 
 if hasattr(sys.stdout, "reconfigure"):  # Jupyter の stdout にはない
@@ -36,11 +35,6 @@ parser.add_argument("-s", "--start-index", type=int, default=0, help="入力す�
 args = parser.parse_args()  # セルごとに実行するときは parse_args([]) とする
 if not 0 <= args.start_index < 10_000:
     parser.error("--start-index は 0 以上 9999 以下にする")
-
-device = torch.device(
-    "mps" if torch.backends.mps.is_available() else "cuda" if torch.cuda.is_available() else "cpu"
-)
-print(f"device: {device}")
 
 
 # %% モデル（mnist.py と同じ。読み飛ばしてよい）
@@ -68,13 +62,12 @@ class CNN(nn.Module):
 
 
 model = CNN()
-model.load_state_dict(torch.load(WEIGHTS, map_location="cpu", weights_only=True))
-model = model.to(device).eval()
+model.load_state_dict(torch.load(HERE / "mnist_cnn.pth", map_location="cpu", weights_only=True))
+model.eval()
 
 # %% データ
 test_set = MNIST(HERE / "data", train=False)
 images = test_set.data[args.start_index].reshape(1, 1, 28, 28) / 255  # (28, 28) -> (1, 1, 28, 28)
-images = images.to(device)
 label = test_set.targets[args.start_index].item()
 
 # %% 層を 1 つずつ通し、確かめる: model(images) と同じロジットになる
@@ -84,7 +77,7 @@ print("layer                 shape          mean   zeros")
 with torch.no_grad():
     for i, layer in enumerate(model.features):  # Sequential は、中の層を順に呼ぶだけである
         x = layer(x)
-        output = x[0].cpu()
+        output = x[0]
         outputs.append(output)
         name = f"features.{i} {type(layer).__qualname__}"
         zeros = (output == 0).float().mean()  # ちょうど 0 の値の割合
@@ -95,14 +88,14 @@ print(f"test image #{args.start_index}, label {label}, predicted {logits.argmax(
 print(f"layer by layer and model(images): the same logits, to 1e-4: {(difference < 1e-4).item()}")
 
 # %% 1 段目: 3×3 画素を見る
-filters = model.features[0].weight.detach().cpu()  # (32, 1, 3, 3)
-biases = model.features[0].bias.detach().cpu()  # (32,)
+filters = model.features[0].weight.detach()  # (32, 1, 3, 3)
+biases = model.features[0].bias.detach()  # (32,)
 maps = outputs[1]  # features.1 ReLU の特徴マップ: (32, 28, 28)
 largest = maps.amax(dim=(1, 2))  # 特徴マップごとの最大値: (32, 28, 28) -> (32,)
 chosen = largest.topk(SHOWN).indices.tolist()  # 最大値の大きい順
 print(f"bias > 0, not 0 on blank paper: {(biases > 0).sum()} of {len(filters)} filters")
 print(f"0 everywhere on this image: {(largest == 0).sum()} of {len(filters)} filters")
-image = images[0, 0].cpu()  # (28, 28)
+image = images[0, 0]  # (28, 28)
 padded = F.pad(image, (1, 1, 1, 1))  # padding=1 と同じく 0 で囲む: (28, 28) -> (30, 30)
 for i in chosen:
     row, column = divmod(maps[i].argmax().item(), 28)  # argmax は 784 個の通し番号なので、行と列に分ける
@@ -126,7 +119,7 @@ for i in chosen2:
     alone[rows, columns] = padded[rows, columns]
     alone = alone[3:31, 3:31].reshape(1, 1, 28, 28)
     with torch.no_grad():
-        again = model.features[:5](alone.to(device))  # features.4 まで: (1, 1, 28, 28) -> (1, 64, 14, 14)
+        again = model.features[:5](alone)  # features.4 まで: (1, 1, 28, 28) -> (1, 64, 14, 14)
     place = f"largest {largest2[i]:.3f} at row {row}, column {column}"
     print(f"map {i:2d}  {place}  by its 8 x 8 pixels alone {again[0, i, row, column]:.3f}")
 
@@ -136,12 +129,8 @@ limit = filters.abs().max().item()
 for position in range(SHOWN):
     filter_axes, map_axes, patch_axes, map2_axes = axes[:, position + 1]
     i = chosen[position]
-    # 画像と同じく、大きい値ほど黒い。黒い所にインクがあり、白い所にないとき、強く反応する
-    filter_axes.imshow(filters[i, 0].numpy(), cmap="gray_r", vmin=-limit, vmax=3 * limit)
+    filter_axes.imshow(filters[i, 0].numpy(), cmap="gray_r", vmin=-limit, vmax=limit)
     filter_axes.set_title(f"filter {i}, bias {biases[i]:+.3f}", fontsize=10)
-    for row in range(3):
-        for column in range(3):
-            filter_axes.text(column, row, f"{filters[i, 0, row, column]:+.1f}", ha="center", va="center")
     map_axes.imshow(maps[i].numpy(), cmap="gray_r", vmin=0)
     map_axes.set_title(f"its map, largest {largest[i]:.2f}", fontsize=10)
     i = chosen2[position]
@@ -151,13 +140,10 @@ for position in range(SHOWN):
     map2_axes.set_title(f"map {i}, largest {largest2[i]:.2f}", fontsize=10)
 axes[0, 0].imshow(image.numpy(), cmap="gray_r", vmin=0, vmax=1)
 axes[0, 0].set_title(f"input: label {label}", fontsize=10)
-axes[1, 0].text(0.5, 0.5, "stage 1\n\na value sees\n3 x 3 pixels", ha="center", va="center")
-axes[3, 0].text(0.5, 0.5, "stage 2\n\na value sees\n8 x 8 pixels", ha="center", va="center")
 for row in (1, 2, 3):
     axes[row, 0].axis("off")
-for row in range(4):
-    for column in range(SHOWN + 1):
-        axes[row, column].set(xticks=[], yticks=[])
+for panel in axes.flat:
+    panel.set(xticks=[], yticks=[])
 PICTURE.parent.mkdir(exist_ok=True)
 fig.savefig(PICTURE)
 print(f"saved: images/{PICTURE.name}")

@@ -54,14 +54,13 @@ if BATCH_SIZE % world_size != 0:
     raise SystemExit(f"エラー: {BATCH_SIZE} 枚を {world_size} プロセスで等分できない。プロセスの数を変える")
 
 # %% プロセスグループ（互いに通信するプロセスの集まり）
-# プロセスごとに 1 つの GPU があれば NCCL で、なければ CPU と Gloo で通信する
-if dist.is_nccl_available() and torch.cuda.device_count() >= local_world_size:
+if dist.is_nccl_available() and torch.cuda.device_count() >= local_world_size:  # プロセスごとに GPU がある
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
-    dist.init_process_group("nccl")
+    dist.init_process_group("nccl")  # GPU どうしの通信
 else:
     device = torch.device("cpu")
-    dist.init_process_group("gloo")
+    dist.init_process_group("gloo")  # CPU どうしの通信
 if rank == 0:  # 表示と保存は、0 番のプロセスだけが行う
     print(f"device: {device}")
     share = BATCH_SIZE // world_size
@@ -152,11 +151,8 @@ for epoch in range(1, EPOCHS + 1):
         optimizer.zero_grad()
         scheduler.step()
 
-        if step % 100 == 0:
-            mean_loss = loss.detach() / world_size
-            dist.all_reduce(mean_loss)  # 全プロセスの値の合計に置き換わる
-            if rank == 0:
-                print(f"  batch {step}/{len(train_loader)}  loss {mean_loss.item():.4f}", flush=True)
+        if rank == 0 and step % 100 == 0:  # 進み具合。自分の分の画像だけの損失
+            print(f"  batch {step}/{len(train_loader)}  loss {loss.item():.4f}", flush=True)
 
     model.eval()
     with torch.no_grad():
@@ -177,8 +173,7 @@ if rank == 0:
 
 # %% 保存
 if rank == 0:
-    torch.save(model.state_dict(), f"{WEIGHTS}.tmp")  # ddp_model から取ると、キーの頭に module. が付く
-    os.replace(f"{WEIGHTS}.tmp", WEIGHTS)
+    torch.save(model.state_dict(), WEIGHTS)  # ddp_model から取ると、キーの頭に module. が付く
     print(f"saved: {WEIGHTS.name}")
 dist.barrier()  # 全プロセスがここに来るまで待つ
 del ddp_shared, ddp_model  # 通信を使うものを捨ててから、通信を閉じる

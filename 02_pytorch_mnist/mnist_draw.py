@@ -58,7 +58,6 @@ model.load_state_dict(torch.load(HERE / "mnist_cnn.pth", map_location="cpu", wei
 # %% 筆跡を 20×20 に収める
 FIT = 20  # 数字を収める正方形の一辺（画素）。MNIST と同じ
 RADIUS = 1.3  # 28×28 の画像での線の太さの半分（画素）。測ると MNIST の線の 9 割は、太さ 1.3 から 3.1 である
-MIN_SIZE = 0.05  # 筆跡の大きさの下限（紙の一辺が 1）。点を打っただけのときに、大きく引き伸ばさない
 
 
 def fit(strokes):
@@ -71,7 +70,7 @@ def fit(strokes):
     ends = torch.tensor(segments, dtype=torch.float32)  # (線分 S, 始点と終点 2, x と y 2)
     top_left = ends.amin(dim=(0, 1))  # (2,)
     bottom_right = ends.amax(dim=(0, 1))
-    size = (bottom_right - top_left).max().clamp(min=MIN_SIZE)
+    size = (bottom_right - top_left).max().clamp(min=0.05)  # 点を打っただけのときに、大きく引き伸ばさない
     scale = (FIT - 2 * RADIUS) / size  # 線の太さの分を残す
     return (ends - top_left) * scale + RADIUS
 

@@ -5,7 +5,7 @@
 
 実行: python mnist_dummydata_weightconfirm.py（2 コアの CPU で約 4 秒）
 結果:
-    step   1  loss 2.30  every weight moved by -lr*gradient, to 1e-8: True
+    every weight moved by -lr*gradient, to 1e-8, in all 300 steps: True
     accuracy on the 64 images: 100%
     accuracy on 2000 new images: 10%
 試してみよう:
@@ -59,8 +59,7 @@ class MLP(nn.Module):
 model = MLP().to(device)
 weight = model.fc1.weight  # 観察する 78,400 個の重み: (100, 784)
 
-# 訓練に使わない、新しい乱数の画像とラベル
-new_images = torch.rand(2000, 1, 28, 28).to(device)
+new_images = torch.rand(2000, 1, 28, 28).to(device)  # 訓練に使わない、乱数の画像
 new_labels = torch.randint(10, (2000,)).to(device)
 
 
@@ -94,28 +93,19 @@ for step in range(1, STEPS + 1):
     accuracies.append(accuracy(images, labels))
     new_accuracies.append(accuracy(new_images, new_labels))
     if step in (1, 10, 100, STEPS):
-        as_expected = difference < 1e-8
-        print(f"step {step:3d}  loss {loss:.2f}  every weight moved by -lr*gradient, to 1e-8: {as_expected}")
-print(f"the same in all {STEPS} steps: {max(differences) < 1e-8}")
+        print(f"step {step:3d}  loss {loss:.2f}")
+print(f"every weight moved by -lr*gradient, to 1e-8, in all {STEPS} steps: {max(differences) < 1e-8}")
 print(f"accuracy on the {BATCH_SIZE} images: {accuracies[-1]:.0f}%")
 print(f"accuracy on {len(new_images)} new images: {new_accuracies[-1]:.0f}%")
 
 # %% 図
-fig, (change_axes, accuracy_axes) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
-expected_values = expected.flatten().cpu().numpy()  # 最後の更新の、重み 1 つずつの点: (100, 784) -> (78400,)
-change_values = change.flatten().cpu().numpy()
-limits = [expected_values.min(), expected_values.max()]
-change_axes.plot(expected_values, change_values, ".", color="#56B4E9", markersize=4, label="78,400 weights")
-change_axes.plot(limits, limits, "--", color="black", linewidth=1, label="change = -lr * gradient")
-change_axes.set(xlabel="-lr * gradient", ylabel="change of the weight", title=f"Every weight at step {STEPS}")
-change_axes.legend()
+fig, axes = plt.subplots(figsize=(7, 4), layout="constrained")
 steps = range(1, STEPS + 1)
-accuracy_axes.plot(steps, accuracies, color="#0072B2", label=f"the {BATCH_SIZE} images it was trained on")
-accuracy_axes.plot(steps, new_accuracies, color="#D55E00", label=f"{len(new_images)} new images")
-accuracy_axes.axhline(10, color="black", linestyle=":", label="chance: 1 of 10")
-accuracy_axes.set(xlabel="step", ylabel="accuracy [%]", title="Random labels: memorized, not learned")
-accuracy_axes.set_ylim(0, 105)
-accuracy_axes.legend(loc="center right")
+axes.plot(steps, accuracies, color="#0072B2", label=f"the {BATCH_SIZE} images it was trained on")
+axes.plot(steps, new_accuracies, color="#D55E00", label=f"{len(new_images)} new images")
+axes.set(xlabel="step", ylabel="accuracy [%]", ylim=(0, 105))
+axes.set_title("Random labels: memorized, not learned")
+axes.legend(loc="center right")
 PICTURE.parent.mkdir(exist_ok=True)
 fig.savefig(PICTURE)
 print(f"saved: images/{PICTURE.name}")

@@ -26,7 +26,6 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.datasets import MNIST
 
-NUM_DRAWN = 12  # 描く、高い確率で読み違えた画像の枚数（3 枚ずつ 4 行）
 EDGES = [0, 0.5, 0.7, 0.9, 0.98, 1]  # 予測を、確率でこの 5 つの組に分ける
 HERE = Path(__file__).resolve().parent
 
@@ -107,7 +106,6 @@ pairs = 10 * labels + predictions  # 正解 9、予測 4 なら 94: (N,)
 recount = torch.bincount(pairs, minlength=100)  # 0 から 99 が、それぞれいくつあるか: (100,)
 recount = recount.reshape(10, 10)
 print(f"the same table by bincount: {torch.equal(recount, matrix)}")
-print(f"sum of the diagonal: {matrix.diagonal().sum()}, sum of all: {matrix.sum()}")
 
 # %% 確率は、当たる割合に等しいか
 print(" probability  images  wrong  mean probability   right")
@@ -118,26 +116,20 @@ for low, high in zip(EDGES[:-1], EDGES[1:]):
     right = is_correct[inside].float().mean()
     print(f"{low:4.0%} to {high:4.0%} {inside.sum():7d} {num_wrong:6d} {mean:17.2%} {right:7.2%}")
 
-# %% 高い確率で読み違えた画像
-order = probabilities.argsort(descending=True, stable=True).tolist()  # 確率の高い順の番号
-most_confident = [i for i in order if not is_correct[i]][:NUM_DRAWN]
-
 # %% 図
+order = probabilities.argsort(descending=True, stable=True).tolist()  # 確率の高い順の番号
+most_confident = [i for i in order if not is_correct[i]][:12]  # 3 枚ずつ 4 行
 fig = plt.figure(figsize=(10, 6), layout="constrained")
-fig.suptitle(f"{args.model_type.upper()}: {correct} correct, {incorrect} incorrect")
 left, right = fig.subfigures(1, 2, width_ratios=[1.35, 1])
 axes = left.subplots()
 errors = matrix.clone().fill_diagonal_(0)  # 対角の約 1,000 を除くと、読み違いの濃淡が見える
-# 最も濃い色を最大値の 2 倍に割り当て、どのます目でも黒い字が読めるようにする
-axes.imshow(errors.numpy(), cmap="Oranges", vmin=0, vmax=2 * errors.max().item())
+axes.imshow(errors.numpy(), cmap="Oranges", vmin=0, vmax=2 * errors.max().item())  # 黒い字が読める濃さまで
 for i in range(10):
     axes.add_patch(plt.Rectangle((i - 0.5, i - 0.5), 1, 1, color="#56B4E9"))  # 対角は青
     for j in range(10):
         if matrix[i, j] > 0:
             axes.text(j, i, matrix[i, j].item(), ha="center", va="center")
 axes.set(xlabel="predicted", ylabel="true", xticks=range(10), yticks=range(10))
-axes.set_title("Confusion matrix (blue: correct, orange: wrong)")
-right.suptitle("Most confidently wrong")
 for position, i in enumerate(most_confident, start=1):
     axes = right.add_subplot(4, 3, position, xticks=[], yticks=[])
     axes.imshow(images[i, 0].numpy(), cmap="gray_r", vmin=0, vmax=1)

@@ -102,24 +102,22 @@ CHANGES = [  # 表での名前、変える設定、その値
 ]
 recipe = {"learning_rate": 0.01, "one_cycle": False, "weight_decay": 0, "shift": False, "n_hidden": 100}
 highest = 0.0  # 今の設定の、最も高いシードの正解率 [%]
-results = {}  # 名前 -> シードごとの、検証の正解率 [%]
-kept = {}  # 名前 -> 残したか
 curves = {}  # 名前 -> 最後のシードの、更新ごとの損失 (steps,)
 print(f"{'validation accuracy [%]':24s}  seed 0  seed 1  seed 2     mean")
 for name, setting, value in CHANGES:
     trial = {**recipe, setting: value}  # 1 つの設定だけを変える
     print(f"{name:24s}", end="", flush=True)
-    results[name] = []
+    accuracies = []  # シードごとの、検証の正解率 [%]
     models = []
     for seed in SEEDS:
         model, curves[name] = train(trial, seed)
         models.append(model)
-        results[name].append(accuracy(model, validation_images, validation_labels))
-        print(f"{results[name][-1]:8.2f}", end="", flush=True)
-    kept[name] = min(results[name]) > highest  # 最も低いシードでも、今の設定の最も高いシードを超えた
-    print(f"{sum(results[name]) / len(SEEDS):9.2f}  {'kept' if kept[name] else 'dropped'}")
-    if kept[name]:
-        recipe, highest, chosen_models = trial, max(results[name]), models
+        accuracies.append(accuracy(model, validation_images, validation_labels))
+        print(f"{accuracies[-1]:8.2f}", end="", flush=True)
+    is_kept = min(accuracies) > highest  # 最も低いシードでも、今の設定の最も高いシードを超えた
+    print(f"{sum(accuracies) / len(SEEDS):9.2f}  {'kept' if is_kept else 'dropped'}")
+    if is_kept:
+        recipe, highest, chosen_models = trial, max(accuracies), models
 
 # %% テストデータは、選び終えた設定に 1 度だけ使う
 print("chosen:", recipe)
@@ -139,22 +137,14 @@ on_test = 100 * (guesses == test_labels.cpu()).float().mean().item()
 print(f"best of 1000 guessers: validation {luckiest:.2f}%, the same one on the test images {on_test:.2f}%")
 
 # %% 図
-fig, (table_axes, loss_axes) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-for row, (name, accuracies) in enumerate(results.items()):
-    marker = "o" if kept[name] else "x"
-    table_axes.plot(accuracies, [row] * len(SEEDS), marker, color="#555555", markersize=9, fillstyle="none")
-table_axes.set(yticks=range(len(results)), yticklabels=list(results), xlabel="validation accuracy (%)")
-table_axes.set_title("Three seeds (o: kept, x: dropped)")
-table_axes.invert_yaxis()
-table_axes.grid(axis="x", alpha=0.3)
+fig, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
 for name, color in zip(curves, ["#D55E00", "#0072B2", "#009E73"]):  # 初めの 3 つ
     parts = curves[name].split(34)  # 34 回の更新ごとに平均する: 1,564 回 -> 46 点
     means = [part.mean().item() for part in parts]
     epochs = [EPOCHS * i / len(parts) for i in range(len(parts))]
-    loss_axes.plot(epochs, means, color=color, label=name)
-loss_axes.set(xlabel="epoch", ylabel="training loss", yscale="log")
-loss_axes.set_title("Large rate: fast. Small rate: settles")
-loss_axes.legend()
+    axes.plot(epochs, means, color=color, label=name)
+axes.set(xlabel="epoch", ylabel="training loss", yscale="log")
+axes.legend()
 PICTURE.parent.mkdir(exist_ok=True)
 fig.savefig(PICTURE)
 print(f"saved: images/{PICTURE.name}")
