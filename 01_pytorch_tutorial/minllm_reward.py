@@ -89,7 +89,7 @@ def policy_loss(log_probability, advantage):
 theta = torch.tensor([1.0, 3.0]).log().requires_grad_()  # 2 つのロジット
 probabilities = theta.softmax(dim=0)  # (0.25, 0.75)
 expected_reward = (probabilities * torch.tensor([1.0, 0.0])).sum()  # 報酬は、トークン 0 なら 1、1 なら 0
-(exact,) = torch.autograd.grad(expected_reward, theta, retain_graph=True)
+(exact,) = torch.autograd.grad(expected_reward, theta)  # backward() と違い、勾配を返す
 print(f"expected reward {expected_reward:.2f}, its gradient ({exact[0]:.4f}, {exact[1]:.4f})")
 drawn = torch.multinomial(probabilities, 100_000, replacement=True)  # くじを引く
 print(f"a drawn token has a gradient: {drawn.requires_grad}")
