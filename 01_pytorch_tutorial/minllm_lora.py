@@ -3,7 +3,7 @@
 前のレッスン（minllm_instruct.py）との違い: 質問も損失も評価も同じだが、訓練する数と学習率が違う。新しいのは、
 W + scale * B A の層と、それを外して小説の GPT に戻すこと、1 つの行列にまとめることである。
 
-実行: python minllm_lora.py（2 コアの CPU で約 30 秒）
+実行: python minllm_lora.py（2 コアの CPU で約 25 秒）
 結果:
                reverse  first   last repeat length  novel
     step 700     91.9%  97.5%  98.5%  87.9%  99.9%   7.17

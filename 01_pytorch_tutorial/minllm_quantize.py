@@ -3,7 +3,7 @@
 前のレッスン（minllm_cache.py）との違い: モデルは minllm_novel.py の GPT に戻る。訓練はせず、同梱の重みを
 丸めて、held-out の損失を測り直す。
 
-実行: python minllm_quantize.py（2 コアの CPU で約 12 秒）
+実行: python minllm_quantize.py（2 コアの CPU で約 6 秒）
 結果:
     4         matrix          291556  3.702  39.7 %
     4         row             300156  3.628  19.3 %

@@ -3,7 +3,7 @@
 前のレッスン（minllm_quantize.py）との違い: 1 つのモデルを調べるのではなく、幅を 2 倍ずつ変えた Llama の形
 （minllm_llama.py）を、同じレシピで訓練して比べる。どれも小説を 1 周だけ読む。
 
-実行: python minllm_scaling.py（2 コアの CPU で約 50 秒）
+実行: python minllm_scaling.py（2 コアの CPU で約 55 秒）
 結果:
     seed 0 predicted 3.374 measured 3.515 above the line by 4.2 %
     seed 1 predicted 3.412 measured 3.491 above the line by 2.3 %

@@ -3,7 +3,7 @@
 足し算のレッスン（minllm_addition.py）との違い: 書いた文字を入力に加えて続きを書くのは同じだが、答えの前に、
 途中の計算も書かせる。1 つの書き間違いと、いくつもの解答の多数決も調べる。
 
-実行: python minllm_thinking.py（2 コアの CPU で約 22 秒）
+実行: python minllm_thinking.py（2 コアの CPU で約 20 秒）
 結果:
     at once  step 600 loss 0.695 held-out  46.3 %
     in steps step 200 loss 0.001 held-out 100.0 %

@@ -2,7 +2,7 @@
 
 これが最初のレッスンである。
 
-実行: python simplenet.py（2 コアの CPU で約 3 秒）
+実行: python simplenet.py（2 コアの CPU で約 2 秒）
 結果:
     y[3, 0] = 1 * -0.0043 + 2 * 0.3097 + -1 * -0.4752 + -0.0114 = 1.0789
     largest difference between layer(x) and x @ W.T + b below 1e-6: True

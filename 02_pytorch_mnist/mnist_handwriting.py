@@ -181,7 +181,10 @@ def prepare(gray):
 
 paths = []
 for name in args.files:
-    paths += sorted(glob.glob(name)) if "*" in name else [name]  # Windows の端末は *.jpg を展開しない
+    if "*" in name:  # Windows の端末は *.jpg を展開しない
+        paths += sorted(glob.glob(name))
+    else:
+        paths.append(name)
 results = []  # 写真ごとの (6 つの段の画像, 予測した数字)
 for path in paths:
     try:
