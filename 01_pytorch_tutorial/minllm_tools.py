@@ -73,8 +73,8 @@ def write(question, with_tool):
 
 
 def encode(text):
-    """文字列 -> トークン番号のリスト。空白は NO_LOSS になる。"""
-    return [NO_LOSS if character == " " else VOCABULARY.index(character) for character in text]
+    """文字列 -> トークン番号のリスト。"""
+    return [VOCABULARY.index(character) for character in text]
 
 
 text, in_loss = write("47*85", with_tool=True)
@@ -125,7 +125,8 @@ def train(name, with_tool):
             in_loss.append(text_in_loss)
     width = max(len(text) for text in texts)  # 短い文章は、右に . を足して揃える
     inputs = torch.tensor([encode(text.ljust(width, ".")) for text in texts]).to(device)  # (N, width)
-    targets = torch.tensor([encode(text.ljust(width)) for text in in_loss]).to(device)  # (N, width)
+    is_blank = torch.tensor([[character == " " for character in text.ljust(width)] for text in in_loss])
+    targets = inputs.masked_fill(is_blank.to(device), NO_LOSS)  # (N, width)
 
     torch.manual_seed(SEED)
     model = TinyGPT(len(VOCABULARY), LONGEST).to(device)
