@@ -7,7 +7,7 @@
 結果:
     512 characters, logits equal to 1e-4: True, same text: True
     positions computed: 132352 without the cache, 514 with it
-    512 characters: 8.10 s without the cache, 0.47 s with it, 17.4 times
+    512 characters: 1.93 s without the cache, 0.21 s with it, 9.2 times
 試してみよう:
     - attn_mask=mask を is_causal=True にすると、キャッシュを使って書いた文章は同じか。
     - キャッシュを使うときも位置を 0 から数えると、どうなるか。
