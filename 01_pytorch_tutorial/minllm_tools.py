@@ -124,9 +124,16 @@ def train(name, with_tool):
             texts.append(text)
             in_loss.append(text_in_loss)
     width = max(len(text) for text in texts)  # 短い文章は、右に . を足して揃える
-    inputs = torch.tensor([encode(text.ljust(width, ".")) for text in texts]).to(device)  # (N, width)
-    is_blank = torch.tensor([[character == " " for character in text.ljust(width)] for text in in_loss])
-    targets = inputs.masked_fill(is_blank.to(device), NO_LOSS)  # (N, width)
+    inputs, targets = [], []
+    for text, text_in_loss in zip(texts, in_loss):
+        tokens = encode(text.ljust(width, "."))
+        target = []
+        for token, character in zip(tokens, text_in_loss.ljust(width)):
+            target.append(NO_LOSS if character == " " else token)
+        inputs.append(tokens)
+        targets.append(target)
+    inputs = torch.tensor(inputs).to(device)  # (N, width)
+    targets = torch.tensor(targets).to(device)  # (N, width)
 
     torch.manual_seed(SEED)
     model = TinyGPT(len(VOCABULARY), LONGEST).to(device)

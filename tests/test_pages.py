@@ -87,6 +87,7 @@ def prose_of(text):
 # 引用された出力
 
 STEP = re.compile(r"(?:step|epoch|update) +\d+")  # 何番目かを示す番号に、許す差はない
+STOPS_BY_ACCURACY = {"minllm_reward"}  # 正解率で訓練を止めるので、止まるステップが変わる
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?![\w.]*\w\()")
 
 
@@ -101,8 +102,7 @@ def distance(quoted, printed, name):
     words = [re.sub(r"\s+", " ", NUMBER.sub("0", line)) for line in (quoted, printed)]
     if words[0] != words[1]:
         return float("inf")
-    # 報酬のレッスンは、正解率で訓練を止めるので、止まるステップも変わる
-    if name != "minllm_reward" and STEP.findall(quoted) != STEP.findall(printed):
+    if name not in STOPS_BY_ACCURACY and STEP.findall(quoted) != STEP.findall(printed):
         return float("inf")
     points, share = [tolerance for start, tolerance in TOLERANCES[name].items() if quoted.startswith(start)][
         -1
