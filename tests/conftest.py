@@ -63,47 +63,27 @@ def with_constants(source, constants):
     return source
 
 
-class Enough(Exception):
-    """見たい出力が揃ったので、レッスンの残りは実行しない。"""
-
-
-class Stdout(io.StringIO):
-    """1 行ごとに、enough(ここまでの行のリスト) が真になれば、そこで Enough を起こす。"""
-
-    def __init__(self, enough):
-        super().__init__()
-        self.enough = enough
-
-    def write(self, text):
-        written = super().write(text)
-        if "\n" in text and self.enough(self.getvalue().splitlines()):
-            raise Enough
-        return written
-
-
 class Reader:
     """レッスンを実行する読者。同じ実行は一度しかせず、結果を覚えている。"""
 
     def __init__(self, checkout, elsewhere):
         self.checkout, self.elsewhere, self.results = checkout, elsewhere, {}
 
-    def execute(self, name, *args, runner=runpy.run_path, source=None, on_cpu=True, enough=None, **constants):
+    def execute(self, name, *args, runner=runpy.run_path, source=None, on_cpu=True, **constants):
         """レッスン name を実行し、残った変数と、stdout、変わったファイル changed、path を持つ名前空間を返す。
 
         constants は、写しの中で `名前 = …` の行をどう書き換えるかである。source は、写しの全体と替える。
-        enough(出力の行のリスト) が真になれば、そこで止める。レッスンの行が出す警告は、例外になる。
+        レッスンの行が出す警告は、例外になる。
         """
         path = self.path_of(name)
         original = path.read_text(encoding="utf-8")
         source = with_constants(source or original, constants)
         if source != original:
             path.write_text(source, encoding="utf-8", newline="\n")
-        before, stdout = files_in(self.checkout), Stdout(enough) if enough else io.StringIO()
+        before, stdout = files_in(self.checkout), io.StringIO()
         torch.set_num_threads(NUM_THREADS)  # 前に実行したレッスンが変えたかもしれない
-        variables = {}
         try:
             with (
-                contextlib.suppress(Enough),
                 pytest.MonkeyPatch.context() as patch,
                 contextlib.redirect_stdout(stdout),
                 warnings.catch_warnings(),

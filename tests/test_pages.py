@@ -119,19 +119,15 @@ def distance(quoted, printed, name):
     return worst
 
 
-def missing_line(quoted, printed, name):
-    """quoted が、レッスン name の出力 printed の、順序の同じ抜粋なら None。そうでなければ、ない行。"""
+def check(quoted, printed, name):
+    """quoted は、レッスン name の出力 printed の抜粋で、順序は同じである。"""
     for line in quoted:
         distances = [distance(line, other, name) for other in printed]
         nearest = min(range(len(printed)), key=distances.__getitem__, default=None)
-        if nearest is None or distances[nearest] > 1:
-            return line
+        assert nearest is not None and distances[nearest] <= 1, (
+            f"{line!r} is not printed, but:\n" + "\n".join(printed)
+        )
         printed = printed[nearest + 1 :]
-
-
-def check(quoted, printed, name):
-    line = missing_line(quoted, printed, name)
-    assert line is None, f"{line!r} is not printed, but:\n" + "\n".join(printed)
 
 
 # コマンドと実験
@@ -228,12 +224,8 @@ def experiments():
 @pytest.mark.parametrize("path, diff, quoted", list(experiments()))
 def test_an_experiment_gives_its_answer(path, diff, quoted, run):
     assert quoted, f"no output is quoted in an answer of {path.stem}"
-
-    def enough(printed):  # 答えの行が揃えば、残りは待たない
-        return missing_line(quoted, printed, path.stem) is None
-
-    lesson = run.execute(path.stem, source=apply(diff, text_of(path)), enough=enough)
-    check(quoted, lesson.stdout.splitlines(), path.stem)
+    printed = run.execute(path.stem, source=apply(diff, text_of(path))).stdout
+    check(quoted, printed.splitlines(), path.stem)
 
 
 def test_the_other_python_blocks_run_and_print_what_their_comments_say(capsys):
