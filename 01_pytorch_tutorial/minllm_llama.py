@@ -12,7 +12,6 @@
 試してみよう:
     - range(EPOCHS) を range(1) にして 1 周で止めると、損失はいくつか。さらに rotate の 2 行を消すとどうか。
     - 1 周で止めるまま SwiGLU を GELU に戻すと、RoPE を消したときより大きな差になるか。
-    - 1 周で止めるまま num_key_value_heads を 1 にすると、key と value は何個の数になり、損失はいくつか。
 解説: minllm_llama.md
 """
 

@@ -9,7 +9,7 @@ import re
 import torch
 import torch.optim.optimizer as optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 DEVICE = torch.device("meta")  # どの PyTorch も知っている、CPU でないデバイスの名前を借りる
 DEVICE_IDIOM = re.compile(r'^device = torch\.device\(\s*"mps" if .*?"cpu"\s*\)$', re.M | re.S)
@@ -77,7 +77,10 @@ def to_device(value):
 
 def compute(operation, args, kwargs):
     """operation を CPU で計算し、結果をあるべきデバイスに置く。本物のデバイスが断るものは断る。"""
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    leaves = []  # 引数は、テンソルか数か、そのリストである
+    for value in (*args, *kwargs.values()):
+        leaves += value if isinstance(value, (list, tuple)) else [value]
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     on_device = any(isinstance(tensor, DeviceTensor) for tensor in tensors)
     if kwargs.get("device") is not None:  # .to(device)、torch.arange(…, device=…) など、行き先が書いてある
         goes_to_device = torch.device(kwargs["device"]) == DEVICE

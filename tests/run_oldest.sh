@@ -9,6 +9,6 @@ if [ ! -x "$venv/bin/pytest" ]; then
     "$python" -m venv "$venv"
     sed -n 's/>=/==/p' requirements.txt >"$venv/oldest.txt"
     # 新しい pyparsing は、古い matplotlib の import で警告を出す
-    "$venv/bin/pip" install -r "$venv/oldest.txt" "pyparsing<3.2" pytest
+    "$venv/bin/pip" install -r "$venv/oldest.txt" "pyparsing<3.2" pytest pytest-xdist ruff
 fi
 "$venv/bin/python" -m pytest

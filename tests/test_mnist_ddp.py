@@ -168,13 +168,6 @@ def test_a_machine_whose_own_name_does_not_resolve(short):
     assert "saved:" in subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=200).stdout
 
 
-def test_without_averaging_the_proofs_fail(tmp_path):
-    lines = {**SHORT, "ddp_shared(my_images)": "shared(my_images)", "= ddp_model(images": "= model(images"}
-    _, stdout, _ = Copy(tmp_path, lines=lines).run()
-    assert "below 1e-12: False" in stdout
-    assert float(re.search(r"weights of 2 processes: (\S+)", stdout)[1]) > 1e-3
-
-
 def test_a_batch_that_cannot_be_shared_is_refused_in_one_line(short):
     status, _, stderr = short.run(*ONE_MACHINE, "--nproc-per-node", 3)
     message = "エラー: 64 枚を 3 プロセスで等分できない。プロセスの数を変える"

@@ -47,10 +47,6 @@ def test_the_chosen_models_are_measured_on_the_test_images(lesson):
             assert accuracy == pytest.approx(right / 100) and right > 9780
 
 
-def test_choosing_the_luckiest_guesser_promises_too_much(lesson):
-    assert lesson.luckiest > 10.7 and abs(lesson.on_test - 10) < 0.7  # 真の正解率は、どちらも 10 % である
-
-
 def test_the_picture_shows_the_loss_settling_when_the_rate_is_lowered(lesson):
     (axes,) = lesson.fig.axes
     large, small, one_cycle = [line.get_ydata()[-5:] for line in axes.lines]

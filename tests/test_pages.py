@@ -170,11 +170,15 @@ def test_every_command_prints_what_is_quoted(name, args, quoted, run):
     check(quoted, run(name, *args).stdout.splitlines(), name)
 
 
-def test_the_samples_of_the_front_door_are_printed(run):
-    quoted = [output.splitlines() for language, output in blocks_of(text_of(README)) if language == "text"]
-    check(quoted[0], run("minllm_novel").stdout.splitlines(), "minllm_novel")
-    check(quoted[1], run("minllm_instruct").stdout.splitlines(), "minllm_instruct")
-    check(quoted[2], (run("mnist").stdout + run("load_and_infer").stdout).splitlines(), "mnist")
+@pytest.mark.parametrize(
+    "number, names",
+    [(0, ["minllm_novel"]), (1, ["minllm_instruct"]), (2, ["mnist", "load_and_infer"])],
+    ids=["minllm_novel", "minllm_instruct", "mnist"],
+)
+def test_the_samples_of_the_front_door_are_printed(number, names, run):
+    quoted = [output for language, output in blocks_of(text_of(README)) if language == "text"][number]
+    printed = "".join(run(name).stdout for name in names)
+    check(quoted.splitlines(), printed.splitlines(), names[0])
 
 
 def docstring_of(path):
@@ -297,20 +301,23 @@ def test_links_and_images_resolve(document):
             assert anchor in anchors(text_of(linked)), target
 
 
-def test_every_picture_is_shown_and_made_by_a_lesson(run):
-    shown = {
-        (document.parent / target).resolve()
-        for document in BOOK
-        for target in re.findall(r"!\[[^\]]+\]\((\S+\.png)\)", prose_of(text_of(document)))
-    }
-    pictures = set((ROOT / "images").glob("*.png"))
-    assert shown == pictures
-    runs = [run(path.stem) for path in LESSONS if path.stem != OWN_PROCESSES]
+def pictures_of(page):
+    return set(re.findall(r"!\[[^\]]+\]\(\.\./(images/\S+\.png)\)", prose_of(text_of(page))))
+
+
+def test_every_picture_is_shown_on_the_page_of_its_lesson():
+    shown = set().union(*map(pictures_of, PAGES))
+    assert shown == {f"images/{path.name}" for path in (ROOT / "images").glob("*.png")}
+
+
+@pytest.mark.parametrize("page", list(filter(pictures_of, PAGES)), ids=lambda page: page.stem)
+def test_the_commands_make_the_pictures_of_the_page(page, run):
+    made = set(run(page.stem).changed)
     for parameters in commands():
         name, args, _ = parameters.values
-        runs.append(run(name, *[arg.replace(str(ROOT), str(run.checkout)) for arg in args]))
-    made = set().union(*[lesson.changed for lesson in runs])
-    assert {f"images/{picture.name}" for picture in pictures} <= made
+        if name == page.stem:
+            made |= run(name, *[arg.replace(str(ROOT), str(run.checkout)) for arg in args]).changed
+    assert pictures_of(page) <= made
 
 
 # README.md の表と数
