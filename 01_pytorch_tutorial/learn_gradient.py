@@ -71,8 +71,7 @@ loss_at(w).backward()  # 記録を損失から逆にたどり、勾配を w.grad
 by_backward = w.grad.item()
 print(f"backward: w.grad = {by_backward:.4f}")
 loss_at(w).backward()  # 消さずにもう一度呼ぶと、前の勾配に足される
-not_cleared = w.grad.item()
-print(f"backward again without clearing: w.grad = {not_cleared:.4f}")
+print(f"backward again without clearing: w.grad = {w.grad.item():.4f}")
 
 # %% 訓練（勾配降下法: 勾配と逆の向きに重みを動かすことを繰り返す）
 walks = {}  # 名前 -> 通った重みのリスト

@@ -56,10 +56,8 @@ radii = RADII[labels] + RADIUS_STD * torch.randn(len(labels))  # 中心からの
 features = torch.stack([radii * angles.cos(), radii * angles.sin()], dim=1)  # (600, 2)
 features = features.to(device)
 labels = labels.to(device)
-train_features = features[:NUM_TRAIN]  # (400, 2)
-train_labels = labels[:NUM_TRAIN]  # (400,)
-held_out_features = features[NUM_TRAIN:]  # (200, 2)
-held_out_labels = labels[NUM_TRAIN:]  # (200,)
+train_features, held_out_features = features.split([NUM_TRAIN, NUM_HELD_OUT])  # (400, 2) と (200, 2)
+train_labels, held_out_labels = labels.split([NUM_TRAIN, NUM_HELD_OUT])  # (400,) と (200,)
 
 # %% 3 つのモデル（nn.Sequential は、渡した層を順に通すモデルである）
 one_layer = nn.Linear(2, 2).to(device)  # B はサンプルの数: (B, 2) -> (B, 2)
@@ -95,7 +93,6 @@ for name, outer in rules.items():
     print(f"{name:19s}  held-out accuracy {accuracies[name]:.1f}%")
 
 # %% 確かめる: ReLU のない 2 層は、1 層にまとめられる
-# (x @ W1.T + b1) @ W2.T + b2 = x @ (W2 @ W1).T + (W2 @ b1 + b2)
 for name in ["two layers", "two layers and ReLU"]:
     first = models[name][0]
     second = models[name][-1]

@@ -115,8 +115,7 @@ class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # トークンの埋め込み
-        # 位置の埋め込み。1 段の注意では、トークンがいくつ前にあるかが分からない（minllm_heads.py）
-        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd)  # 位置の埋め込み（minllm_heads.py）
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)  # ベクトル -> ロジット
@@ -171,11 +170,8 @@ with torch.no_grad():
 
     x = model.h[1](x)
     show("h.1", x)
-    step_by_step = model.lm_head(model.ln_f(x))
-    show("logits", step_by_step)
-    logits = model(idx)  # (B, T) -> (B, T, vocab_size)
-difference = (logits - step_by_step).abs().max().item()
-print(f"model(idx) and the steps above: largest difference below 1e-6: {difference < 1e-6}")
+    logits = model.lm_head(model.ln_f(x))
+    show("logits", logits)
 
 # %% 最初の損失
 targets = idx[:, 1:]  # (B, T - 1)。位置 t の正解は、位置 t + 1 のトークンである
@@ -221,29 +217,24 @@ print(f"change the last token: its own logits change by {changes[-1, -1].item():
 print(f"the same without the residual connections: {changes_without[-1, -1].item():.2g}")
 
 # %% 確かめる: PyTorch の nn.TransformerEncoderLayer は、Block と同じ計算をする
-names = {  # Block の部品の名前 -> nn.TransformerEncoderLayer での名前
-    "ln_1": "norm1.",
-    "attn.c_attn": "self_attn.in_proj_",
-    "attn.c_proj": "self_attn.out_proj.",
-    "ln_2": "norm2.",
-    "mlp.c_fc": "linear1.",
-    "mlp.c_proj": "linear2.",
-}
 block = Block(config).to(device)
-state_dict = {}
 with torch.no_grad():
-    for name, parameter in block.named_parameters():
-        # LayerNorm の倍率 1 とバイアス 0 も、ほかの値にする
+    for parameter in block.parameters():  # LayerNorm の倍率 1 とバイアス 0 も、ほかの値にする
         parameter.add_(0.1 * torch.randn(parameter.shape).to(device))
-        part, _, kind = name.rpartition(".")  # "attn.c_attn.weight" -> "attn.c_attn", "weight"
-        state_dict[names[part] + kind] = parameter
 
 C = config.n_embd
 gelu = nn.GELU(approximate="tanh")  # MLP と同じ近似式
 layer = nn.TransformerEncoderLayer(
     C, config.n_head, 4 * C, dropout=0, activation=gelu, batch_first=True, norm_first=True
 ).to(device)
-layer.load_state_dict(state_dict)
+# 名前を対応させて、部品を block のものに取り替える
+layer.norm1 = block.ln_1
+layer.self_attn.in_proj_weight = block.attn.c_attn.weight
+layer.self_attn.in_proj_bias = block.attn.c_attn.bias
+layer.self_attn.out_proj = block.attn.c_proj
+layer.norm2 = block.ln_2
+layer.linear1 = block.mlp.c_fc
+layer.linear2 = block.mlp.c_proj
 mask = nn.Transformer.generate_square_subsequent_mask(T).to(device)  # (T, T)、未来は -inf、ほかは 0
 x = torch.randn(2, T, C).to(device)
 by_torch = layer(x, src_mask=mask, is_causal=True)  # (B, T, n_embd) -> (B, T, n_embd)

@@ -5,14 +5,12 @@
 
 実行: python minllm_addition.py（2 コアの CPU で約 12 秒）
 結果:
-    held-out exact match: 100.0% of 986 sums
+    step 1000  loss 0.001  held-out 100.0%
     one pass equals writing one character at a time: True
     question: 37+97=134 (in the training data: False)
 試してみよう:
-    - NUM_HELD_OUT_PAIRS を 5000、STEPS を 300 にして、50 組だけで訓練すると、
-      最後の loss と held-out はいくつになるか。
-    - STEPS を 500 にし、CausalSelfAttention の masked_fill の行を消すと、
-      最後の loss と held-out はどうなるか。
+    - NUM_HELD_OUT_PAIRS を 5000、STEPS を 300 にすると、最後の loss と held-out はいくつになるか。
+    - STEPS を 500 にし、masked_fill の行を消すと、最後の loss と held-out はどうなるか。
 解説: minllm_addition.md
 """
 
@@ -37,7 +35,7 @@ NUM_HELD_OUT_PAIRS = 500  # 訓練に使わず、評価のために取り分け�
 STEPS = 1000  # 重みを更新する回数
 BATCH_SIZE = 128  # 1 回の更新に使う足し算の数
 LEARNING_RATE = 3e-3  # 学習率の最大値
-QUESTIONS = ["47+85", "37+97"]  # SEED が 0 なら、訓練に使うものと、使わないもの
+QUESTIONS = ["47+85", "37+97"]  # SEED が 0 なら、1 つ目は訓練に使い、2 つ目は使わない
 PICTURE = Path(__file__).resolve().parent.parent / "images" / "minllm_addition.png"
 if hasattr(sys.stdout, "reconfigure"):  # Jupyter の stdout にはない
     sys.stdout.reconfigure(errors="replace")  # 端末が表せない文字は ? になる
@@ -74,11 +72,6 @@ def write_both_orders(pairs):
 def encode(text):
     """文字列 -> トークン番号のリスト。"""
     return [VOCABULARY.index(character) for character in text]
-
-
-def decode(tokens):
-    """トークン番号のリスト -> 文字列。"""
-    return "".join(VOCABULARY[token] for token in tokens)
 
 
 # 順序を問わない組で分ける。37+97 を取り分けるなら、左右を入れ替えた 97+37 も訓練に使わない
@@ -222,7 +215,6 @@ for step in range(1, STEPS + 1):
         correct = (written == held_out).all(dim=1)  # (N,)、9 文字がすべて一致すれば True
         exact_match = 100 * correct.float().mean().item()
         print(f"step {step:4d}  loss {loss.item():.3f}  held-out {exact_match:5.1f}%", flush=True)
-print(f"held-out exact match: {exact_match:.1f}% of {len(held_out)} sums")
 
 # %% 確かめる: 訓練で使う 1 回の順伝播は、1 文字ずつ書くときと同じロジットを出す
 with torch.no_grad():
@@ -242,7 +234,7 @@ for question in args.question:
     prompt = write_sum(a, b)[:PROMPT_LENGTH]
     idx = generate(torch.tensor([encode(prompt)]).to(device))  # (1, 6) -> (1, 9)
     tokens = idx[0].tolist()
-    text = decode(tokens)
+    text = "".join(VOCABULARY[token] for token in tokens)  # トークン番号 -> 文字
     print(f"question: {text} (in the training data: {write_sum(a, b) in train_texts})")
     with torch.no_grad():
         probabilities = model(idx[:, :-1])[0].softmax(dim=1)  # (8, vocab_size)、行 i は文字 i + 1 の予測

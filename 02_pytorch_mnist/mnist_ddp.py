@@ -10,7 +10,8 @@ mnist.py との違い: ミニバッチを全プロセスで等分し、それぞ
     epoch 2/2  test accuracy 99.38%
 試してみよう:
     - NUM_PROCESSES を 4 にすると、1 回の更新は、やはり 1 つのプロセスと同じか。
-    - 訓練の ddp_model(images) を model(images) に変え、100 バッチで止めると、重みの差はいくつか。
+    - EPOCHS を 1 にし、訓練の ddp_model(images) を model(images) に変え、100 回の更新で止めると、
+      重みの差はいくつか。
     - alone の 64 枚を 16 枚ずつ 4 回に分け、割らずに backward すると、勾配は何倍になるか。
 解説: mnist_ddp.md
 """
