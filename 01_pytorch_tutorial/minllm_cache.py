@@ -230,10 +230,7 @@ print(f"{decode / prefill:.1f} times, same cache: {same_cache}")
 size = 0
 for cache in caches:
     size += cache["key"].nbytes + cache["value"].nbytes
-layers, heads = config.num_hidden_layers, config.num_key_value_heads
-head_size = config.hidden_size // config.num_attention_heads
-print(f"cache of {length} characters: {size} bytes, {size // length} each", end=" = ")
-print(f"2 * {layers} layers * {heads} heads * {head_size} numbers * 4 bytes")
+print(f"cache of {length} characters: {size} bytes, {size // length} each")
 
 # %% 訓練より長い文章（掃除と分け方は minllm_novel.py と同じ）
 novel = (HERE / "data" / "wagahaiwa_nekodearu.txt").read_text(encoding="utf-8")

@@ -232,17 +232,11 @@ inputs, targets = tensors_of([example_of("逆から", "吾輩")])
 for token, target in zip(inputs[0].tolist(), targets[0].tolist()):
     print(f"{vocabulary[token]} -> {'(not counted)' if target == IGNORED else vocabulary[target]}")
 
-
 # %% 評価
-def windows_of(text):
-    """文章を、64 文字と、その次の 1 文字ずつに切り出す: (N, 65)"""
-    data = torch.tensor(encode(text))
-    starts = range(0, len(data) - config.block_size, config.block_size)
-    return torch.stack([data[start : start + config.block_size + 1] for start in starts]).to(device)
-
-
-train_windows = windows_of(train_text)  # (4760, 65)
-held_out_windows = windows_of(held_out_text)  # (250, 65)
+train_data = torch.tensor(encode(train_text))
+held_out_data = torch.tensor(encode(held_out_text))
+train_windows = train_data.unfold(0, config.block_size + 1, config.block_size).to(device)  # (4760, 65)
+held_out_windows = held_out_data.unfold(0, config.block_size + 1, config.block_size).to(device)  # (250, 65)
 
 
 def novel_loss_of(model, windows):

@@ -213,8 +213,6 @@ print(f"weights of an MLP: {mlp_size}, of an MLP with GELU: {gelu_size}")
 attention = model.model.layers[0].self_attn
 shared = torch.arange(config.num_key_value_heads).repeat_interleave(attention.queries_per_key)
 print("query heads", *range(config.num_attention_heads), "use key and value heads", *shared.tolist())
-kv_numbers = attention.k_proj.out_features + attention.v_proj.out_features
-print(f"numbers in the key and value of a token, in one layer: {kv_numbers}")
 for name, weight in model.state_dict().items():
     if "layers.1" not in name:  # 層 1 は、層 0 と同じ形である
         print(f"{name:46s} {tuple(weight.shape)}")

@@ -211,15 +211,8 @@ train_words = shuffled[NUM_HELD_OUT_WORDS:]
 train_examples = [example_of(command, word) for command in COMMANDS for word in train_words]
 train_inputs, train_targets = tensors_of(train_examples)
 print(f"words: {len(train_words)} for training, {len(held_out_words)} held out")
-
-
-def windows_of(text):
-    data = torch.tensor(encode(text))
-    starts = range(0, len(data) - config.block_size, config.block_size)
-    return torch.stack([data[start : start + config.block_size + 1] for start in starts]).to(device)
-
-
-held_out_windows = windows_of(held_out_text)
+held_out_data = torch.tensor(encode(held_out_text))
+held_out_windows = held_out_data.unfold(0, config.block_size + 1, config.block_size).to(device)
 
 
 def novel_loss_of(model, windows):

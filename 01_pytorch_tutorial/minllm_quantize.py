@@ -191,15 +191,6 @@ def generate(state_dict, count):
 
 
 # %% モデル全体を丸める
-def group_size(weight, grouping):
-    """1 つの倍率を共有する重みの数。"""
-    if grouping == "matrix":
-        return weight.numel()
-    if grouping == "row":
-        return weight.shape[1]
-    return GROUP_SIZE
-
-
 def round_all(bits, grouping):
     """行列の重みを丸めて戻した state_dict、バイト数、整数すべて、最大の誤差（倍率を 1 とする）を返す。"""
     state_dict, size, all_integers, largest_error = {}, 0, [], 0
@@ -210,7 +201,8 @@ def round_all(bits, grouping):
             state_dict[name] = weight
             size += 4 * weight.numel()
             continue
-        groups = weight.reshape(-1, group_size(weight, grouping))  # (N, group)
+        lengths = {"matrix": weight.numel(), "row": weight.shape[1], "group": GROUP_SIZE}
+        groups = weight.reshape(-1, lengths[grouping])  # 1 行が、1 つの倍率を共有する: (N, group)
         integers, scale = quantize(groups, bits)
         back = integers * scale
         state_dict[name] = back.view_as(weight)
@@ -224,10 +216,7 @@ def round_all(bits, grouping):
 GROUPINGS = ["matrix", "row", "group"]
 BITS = [8, 4, 3, 2]
 float32_loss = evaluate(float32_weights)
-float32_size = 0
-for name, weight in float32_weights.items():
-    if name != "lm_head.weight":
-        float32_size += 4 * weight.numel()
+float32_size = 4 * sum(parameter.numel() for parameter in model_of(float32_weights).parameters())
 print("bits      one scale per    bytes   loss  weights that become 0")
 print(f"float32                 {float32_size:8d}  {float32_loss:.3f}")
 for kind, dtype in (("bfloat16", torch.bfloat16), ("float16", torch.float16)):

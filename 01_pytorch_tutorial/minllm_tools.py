@@ -117,21 +117,17 @@ class TinyGPT(nn.Module):
 # %% 訓練
 def train(name, with_tool):
     """どの組からも、入れ替えと掛け算を 1 問ずつ作り、新しいモデルを訓練して返す。"""
-    texts, in_loss = [], []  # 文章と、そのうち損失に入れる文字
+    width = len(write("47*85", with_tool)[0])  # 掛け算の文章が、最も長い
+    inputs, targets = [], []
     for a, b in train_pairs:
         for sign in "~*":
-            text, text_in_loss = write(f"{a:02d}{sign}{b:02d}", with_tool)
-            texts.append(text)
-            in_loss.append(text_in_loss)
-    width = max(len(text) for text in texts)  # 短い文章は、右に . を足して揃える
-    inputs, targets = [], []
-    for text, text_in_loss in zip(texts, in_loss):
-        tokens = encode(text.ljust(width, "."))
-        target = []
-        for token, character in zip(tokens, text_in_loss.ljust(width)):
-            target.append(NO_LOSS if character == " " else token)
-        inputs.append(tokens)
-        targets.append(target)
+            text, in_loss = write(f"{a:02d}{sign}{b:02d}", with_tool)
+            tokens = encode(text.ljust(width, "."))  # 短い文章は、右に . を足して揃える
+            target = []
+            for token, character in zip(tokens, in_loss.ljust(width)):
+                target.append(NO_LOSS if character == " " else token)
+            inputs.append(tokens)
+            targets.append(target)
     inputs = torch.tensor(inputs).to(device)  # (N, width)
     targets = torch.tensor(targets).to(device)  # (N, width)
 

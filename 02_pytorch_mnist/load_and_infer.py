@@ -128,13 +128,9 @@ if model_type == "mlp":
     i = probabilities.argmin().item()
     x = images[i].flatten()  # (1, 28, 28) -> (784,)
     hidden = F.relu(state_dict["fc1.weight"] @ x + state_dict["fc1.bias"])  # (100, 784) @ (784,) -> (100,)
-    weight, bias = state_dict["fc2.weight"], state_dict["fc2.bias"]  # (10, 100) と (10,)
-    by_hand = []  # 10 個のロジット
-    for digit in range(10):
-        products = weight[digit] * hidden
-        by_hand.append((products.sum() + bias[digit]).item())
-    exponentials = [math.exp(logit) for logit in by_hand]
-    probability = max(exponentials) / sum(exponentials)
+    by_hand = state_dict["fc2.weight"] @ hidden + state_dict["fc2.bias"]  # (10, 100) @ (100,) -> (10,)
+    exponentials = by_hand.exp()
+    probability = exponentials.max() / exponentials.sum()
     print(f"#{start + i} logits by hand:", " ".join(f"{logit:.1f}" for logit in by_hand))
     print(f"largest probability by hand {probability:.1%}, by the model {probabilities[i]:.1%}")
 

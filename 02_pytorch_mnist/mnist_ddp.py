@@ -123,10 +123,9 @@ loss = F.cross_entropy(alone(images), labels)
 loss.backward()
 torch.optim.SGD(alone.parameters(), lr=0.1).step()
 
-step_difference = 0.0
-for shared_parameter, alone_parameter in zip(shared.parameters(), alone.parameters()):
-    difference = (shared_parameter - alone_parameter).abs().max().item()
-    step_difference = max(step_difference, difference)
+shared_weights = nn.utils.parameters_to_vector(shared.parameters())  # すべてを 1 列に並べる: (421642,)
+alone_weights = nn.utils.parameters_to_vector(alone.parameters())
+step_difference = (shared_weights - alone_weights).abs().max().item()
 if rank == 0:
     shared_gradient = shared.classifier[3].bias.grad[0].item()  # ロジット 0 のバイアスの勾配
     alone_gradient = alone.classifier[3].bias.grad[0].item()
@@ -165,7 +164,7 @@ for epoch in range(1, EPOCHS + 1):
         print(f"epoch {epoch}/{EPOCHS}  test accuracy {test_accuracy:.2f}%", flush=True)
 
 # %% 確かめる: 訓練の後、全プロセスの重みは等しい
-my_weights = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])  # (421642,)
+my_weights = nn.utils.parameters_to_vector(model.parameters()).detach()  # (421642,)
 all_weights = [torch.empty_like(my_weights) for _ in range(world_size)]
 dist.all_gather(all_weights, my_weights)  # 全プロセスの重みを受け取る
 weight_difference = (torch.stack(all_weights) - my_weights).abs().max().item()
