@@ -170,8 +170,11 @@ with torch.no_grad():
 
     x = model.h[1](x)
     show("h.1", x)
-    logits = model.lm_head(model.ln_f(x))
-    show("logits", logits)
+    step_by_step = model.lm_head(model.ln_f(x))
+    show("logits", step_by_step)
+    logits = model(idx)  # (B, T) -> (B, T, vocab_size)
+difference = (logits - step_by_step).abs().max().item()
+print(f"model(idx) and the steps above: largest difference below 1e-6: {difference < 1e-6}")
 
 # %% 最初の損失
 targets = idx[:, 1:]  # (B, T - 1)。位置 t の正解は、位置 t + 1 のトークンである

@@ -74,6 +74,11 @@ def encode(text):
     return [VOCABULARY.index(character) for character in text]
 
 
+def decode(tokens):
+    """トークン番号のリスト -> 文字列。"""
+    return "".join(VOCABULARY[token] for token in tokens)
+
+
 # 順序を問わない組で分ける。37+97 を取り分けるなら、左右を入れ替えた 97+37 も訓練に使わない
 pairs = []
 for a in range(100):
@@ -234,7 +239,7 @@ for question in args.question:
     prompt = write_sum(a, b)[:PROMPT_LENGTH]
     idx = generate(torch.tensor([encode(prompt)]).to(device))  # (1, 6) -> (1, 9)
     tokens = idx[0].tolist()
-    text = "".join(VOCABULARY[token] for token in tokens)  # トークン番号 -> 文字
+    text = decode(tokens)
     print(f"question: {text} (in the training data: {write_sum(a, b) in train_texts})")
     with torch.no_grad():
         probabilities = model(idx[:, :-1])[0].softmax(dim=1)  # (8, vocab_size)、行 i は文字 i + 1 の予測

@@ -235,6 +235,7 @@ for token, target in zip(inputs[0].tolist(), targets[0].tolist()):
 # %% 評価
 train_data = torch.tensor(encode(train_text))
 held_out_data = torch.tensor(encode(held_out_text))
+# 文章を、64 文字と、その次の 1 文字ずつに切り出す
 train_windows = train_data.unfold(0, config.block_size + 1, config.block_size).to(device)  # (4760, 65)
 held_out_windows = held_out_data.unfold(0, config.block_size + 1, config.block_size).to(device)  # (250, 65)
 

@@ -24,7 +24,6 @@ import torch
 from xdist.scheduler import LoadScopeScheduling
 
 plt.switch_backend("Agg")  # テストの間はウィンドウを開かない
-NUM_THREADS = torch.get_num_threads()
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS = sorted(ROOT.glob("0*_*/*.py"))
 RAW = ROOT / "02_pytorch_mnist" / "data" / "MNIST" / "raw"
@@ -77,6 +76,12 @@ def with_constants(source, constants):
     return source
 
 
+def section(lesson, start, end):
+    """スクリプトの、start の区切りから end の区切りの前まで。lesson の変数の中で、もう一度実行できる。"""
+    source = lesson.path.read_text(encoding="utf-8")
+    return source[source.index(f"# %% {start}") : source.index(f"# %% {end}")]
+
+
 class Reader:
     """レッスンを実行する読者。同じ実行は一度しかせず、結果を覚えている。"""
 
@@ -95,7 +100,6 @@ class Reader:
         if source != original:
             path.write_text(source, encoding="utf-8", newline="\n")
         before, stdout = files_in(self.checkout), io.StringIO()
-        torch.set_num_threads(NUM_THREADS)  # 前に実行したレッスンが変えたかもしれない
         try:
             with (
                 pytest.MonkeyPatch.context() as patch,

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # テストを、ほかのマシンと同じ丸めの計算で実行する。使い方: bash tests/run_machines.sh [pytest の引数]
-# 順に、このマシンのまま、AVX2 まで、SSE4 まで、2 スレッド、4 スレッド。2 コアで 75 分ほどかかる。
+# 順に、このマシンのまま、AVX2 まで、SSE4 まで、1 つのプロセスで 2 スレッド、4 スレッド。2 コアで 75 分ほどかかる。
 set -uo pipefail
 cd "$(dirname "$0")/.."
 pytest=${PYTEST:-.venv/bin/pytest}

@@ -91,9 +91,7 @@ def models():
     found = {}
     for path in LESSONS:
         for node in ast.parse(source_of(path)).body:
-            # GPTConfig の大きさは、レッスンごとに選ぶ
-            is_model = isinstance(node, ast.ClassDef) and node.name != "GPTConfig"
-            if is_model or getattr(node, "name", "") == "center_of_mass":
+            if isinstance(node, ast.ClassDef) and node.name != "GPTConfig":  # 大きさは、レッスンごとに選ぶ
                 key = path.parent.name, node.name, VARIANTS.get((path.stem, node.name))
                 found.setdefault(key, {}).setdefault(code_of(node), []).append(path.stem)
     return found
@@ -112,6 +110,21 @@ def test_the_models_of_the_novel_differ_in_the_attention_call_and_the_tied_weigh
         "x = F.scaled_dot_product_attention(query, key, value, is_causal=True)",
         "self.lm_head.weight = self.wte.weight",
     ]
+
+
+COPY = re.compile(r"^# %% .*（(\w+)\.py と同じ。読み飛ばしてよい）\n(.*?)(?=^# %%|\Z)", re.M | re.S)
+
+
+def functions_of(source):
+    return {node.name: code_of(node) for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
+
+
+@every_lesson
+def test_a_copied_section_has_the_functions_of_the_lesson_it_names(path):
+    for original, section in COPY.findall(source_of(path)):
+        original_functions = functions_of(source_of(path.with_name(f"{original}.py")))
+        for name, code in functions_of(section).items():
+            assert code == original_functions[name]
 
 
 # 実行

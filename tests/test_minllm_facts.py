@@ -5,6 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from conftest import section
+
 
 def answers_of(lesson, model, questions):
     with torch.no_grad():
@@ -14,9 +16,8 @@ def answers_of(lesson, model, questions):
 
 def proof_with(lesson, capsys, **wrong):
     """wrong に替えて、確かめる部分だけを動かした出力。"""
-    proof = lesson.path.read_text(encoding="utf-8").split("# %% 確かめる")[1].split("# %% 図")[0]
     capsys.readouterr()
-    exec("# " + proof, {**vars(lesson), **wrong})
+    exec(section(lesson, "確かめる", "図"), {**vars(lesson), **wrong})
     return capsys.readouterr().out
 
 

@@ -5,10 +5,7 @@ import re
 import pytest
 import torch
 
-
-def section(lesson, start, end):
-    source = lesson.path.read_text(encoding="utf-8")
-    return source[source.index(f"# %% {start}") : source.index(f"# %% {end}")]
+from conftest import section
 
 
 def test_unseen_words_are_answered_and_the_novel_is_kept_by_mixing(run):

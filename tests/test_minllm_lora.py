@@ -3,11 +3,7 @@
 import pytest
 import torch
 
-
-def proof_of(lesson, start, stop):
-    """レッスンの、見出し start から stop までのコード。"""
-    source = lesson.path.read_text(encoding="utf-8")
-    return "# " + source.split(start)[1].split(stop)[0]
+from conftest import section
 
 
 def test_the_held_out_words_are_answered_and_were_not_trained(run):
@@ -45,7 +41,7 @@ def test_a_merge_without_the_scale_fails_the_proof(run, capsys):
     lesson = run("minllm_lora")
     for _, layer in lesson.lora_layers(lesson.model):
         layer.scale = lesson.ALPHA / lesson.RANK  # レッスンの終わりでは外されている
-    proof = proof_of(lesson, "# %% 確かめる: まとめる", "# %% 確かめる: 外す")
+    proof = section(lesson, "確かめる: まとめる", "確かめる: 外す")
     exec(proof, dict(vars(lesson)))
     assert "within 1e-3: True" in capsys.readouterr().out
     exec(proof.replace("layer.scale * layer.B", "layer.B"), dict(vars(lesson)))
@@ -54,7 +50,7 @@ def test_a_merge_without_the_scale_fails_the_proof(run, capsys):
 
 def test_a_moved_weight_fails_the_proof(run, capsys):
     lesson = run("minllm_lora")
-    proof = proof_of(lesson, "# %% 確かめる: 外す", "# %% 図")
+    proof = section(lesson, "確かめる: 外す", "図")
     weight = lesson.model.h[1].mlp.c_fc.base.weight
     original = weight.clone()
     weight[0, 0] += 1e-3

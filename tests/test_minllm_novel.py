@@ -2,13 +2,14 @@
 
 import hashlib
 import math
+import re
 from collections import Counter
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from conftest import ROOT
+from conftest import ROOT, section
 
 FOLDER = ROOT / "01_pytorch_tutorial"
 
@@ -26,18 +27,18 @@ def test_novel_is_the_file_of_aozora():
 # minllm_novel.py
 
 
-def section(lesson, start, end):
-    """スクリプトの、start の区切りから end の区切りの前まで。lesson の変数の中で、もう一度実行できる。"""
-    source = lesson.path.read_text(encoding="utf-8")
-    return source[source.index(f"# %% {start}") : source.index(f"# %% {end}")]
-
-
 def test_loss_beats_counting(run):
     lesson = run("minllm_novel")
     loss, counted = lesson.held_out_losses[-1], list(lesson.baselines.values())
     assert loss <= 3.63 and loss <= counted[-1] - 0.1
     assert counted == sorted(counted, reverse=True)
     assert counted[0] == pytest.approx(math.log(2230))
+
+
+def test_the_next_lesson_compares_itself_with_this_loss(run):
+    source = run.path_of("minllm_llama").read_text(encoding="utf-8")
+    stated = float(re.search(r"^NOVEL_LOSS = (\S+)", source, re.M)[1])
+    assert abs(run("minllm_novel").held_out_losses[-1] - stated) < 0.02
 
 
 def test_counted_probabilities(run):

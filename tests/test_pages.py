@@ -163,11 +163,14 @@ def commands():
                     )
 
 
+def run_in_checkout(run, name, args):
+    return run(name, *[arg.replace(str(ROOT), str(run.checkout)) for arg in args])
+
+
 @pytest.mark.parametrize("name, args, quoted", list(commands()))
 def test_every_command_prints_what_is_quoted(name, args, quoted, run):
     assert quoted, f"no output is quoted after {name} {args}"
-    args = [arg.replace(str(ROOT), str(run.checkout)) for arg in args]
-    check(quoted, run(name, *args).stdout.splitlines(), name)
+    check(quoted, run_in_checkout(run, name, args).stdout.splitlines(), name)
 
 
 @pytest.mark.parametrize(
@@ -312,11 +315,11 @@ def test_every_picture_is_shown_on_the_page_of_its_lesson():
 
 @pytest.mark.parametrize("page", list(filter(pictures_of, PAGES)), ids=lambda page: page.stem)
 def test_the_commands_make_the_pictures_of_the_page(page, run):
-    made = set(run(page.stem).changed)
+    made = set()
     for parameters in commands():
         name, args, _ = parameters.values
         if name == page.stem:
-            made |= run(name, *[arg.replace(str(ROOT), str(run.checkout)) for arg in args]).changed
+            made |= run_in_checkout(run, name, args).changed
     assert pictures_of(page) <= made
 
 
